@@ -1,0 +1,1 @@
+"""How a daemon starts, logs and stops."""

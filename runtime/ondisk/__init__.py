@@ -1,0 +1,1 @@
+"""Files whose content decides something: written durably, read with distrust."""
