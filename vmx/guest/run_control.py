@@ -1,0 +1,133 @@
+"""Starting, stopping and resetting the guest's processors.
+
+Each order is followed by the event that proves it. QEMU emits that event before it answers the command, but only
+if the command changed something: `stop` of a stopped guest says nothing. So an order whose event is missing
+asks for the state, and waits for the event only if the state is not the wanted one yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vmx.guest.errors import QmpBadReply
+from vmx.guest.qmp import QmpConnection, QmpEvent
+
+__all__ = ["PowerState", "RunControl", "RunState"]
+
+ORDER_DEADLINE_S = 10.0
+
+
+class RunState(StrEnum):
+    """QEMU's run states, by the names that `query-status` tells (qapi/run-state.json)."""
+
+    PRELAUNCH = "prelaunch"  # started with -S, not run yet
+    INMIGRATE = "inmigrate"  # waits for its state
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINISH_MIGRATE = "finish-migrate"  # stopped by an outgoing migration that still goes on
+    POSTMIGRATE = "postmigrate"  # stopped by an outgoing migration that has ended
+    SHUTDOWN = "shutdown"
+    SUSPENDED = "suspended"
+    DEBUG = "debug"
+    INTERNAL_ERROR = "internal-error"
+    IO_ERROR = "io-error"
+    SAVE_VM = "save-vm"
+    RESTORE_VM = "restore-vm"
+    WATCHDOG = "watchdog"
+    GUEST_PANICKED = "guest-panicked"
+    COLO = "colo"
+
+    @property
+    def power_state(self) -> PowerState:
+        """What a vSphere client is told: anything whose processors could go on is on."""
+        if self is RunState.SHUTDOWN:
+            return PowerState.POWERED_OFF
+        return PowerState.SUSPENDED if self is RunState.SUSPENDED else PowerState.POWERED_ON
+
+
+class PowerState(StrEnum):
+    """VirtualMachinePowerState of the vSphere API."""
+
+    POWERED_ON = "poweredOn"
+    POWERED_OFF = "poweredOff"
+    SUSPENDED = "suspended"
+
+
+@dataclass(frozen=True)
+class _Order:
+    command: str
+    event: str
+    goal_is_running: bool
+
+
+_STOP = _Order("stop", "STOP", goal_is_running=False)
+_CONT = _Order("cont", "RESUME", goal_is_running=True)
+
+
+class RunControl:
+    """The guest's run state, over a QMP connection that its owner closes."""
+
+    def __init__(self, qmp: QmpConnection) -> None:
+        self._qmp = qmp
+
+    async def state(self) -> RunState:
+        """The run state now.
+
+        :raises QmpFailure: see :meth:`QmpConnection.execute`.
+        """
+        status = (await self._qmp.query("query-status")).get("status")
+        try:
+            return RunState(str(status))
+        except ValueError:
+            raise QmpBadReply("query-status", f"unknown run state {status!r}") from None
+
+    async def stop(self) -> QmpEvent | None:
+        """Stops all vCPUs; returns when they are stopped and device I/O is drained.
+
+        Returns the STOP event, or None where they were stopped already. On failure the state is not known.
+
+        :raises QmpFailure: see :meth:`QmpConnection.execute`; QmpTimeout where they did not stop in time.
+        """
+        return await self._carry_out(_STOP)
+
+    async def cont(self) -> QmpEvent | None:
+        """Lets the vCPUs run; returns the RESUME event, or None where they ran already.
+
+        :raises QmpFailure: as :meth:`stop`. QmpError where the guest may not run, for instance before its state
+            has arrived.
+        """
+        return await self._carry_out(_CONT)
+
+    async def reset(self) -> None:
+        """Resets the machine, as its reset button would. A stopped guest stays stopped.
+
+        :raises QmpFailure: as :meth:`stop`.
+        """
+        with self._qmp.subscribe("RESET") as events:
+            await self._qmp.execute("system_reset")
+            await events.next(ORDER_DEADLINE_S)
+
+    async def press_power_button(self) -> None:
+        """Tells the guest to shut itself down (ACPI); whether and when it does is its own affair.
+
+        :raises QmpFailure: see :meth:`QmpConnection.execute`.
+        """
+        await self._qmp.execute("system_powerdown")
+
+    async def quit(self) -> None:
+        """Tells QEMU to end. Returns when QEMU has taken the order: wait for the end of the process itself.
+
+        :raises QmpFailure: see :meth:`QmpConnection.execute`.
+        """
+        await self._qmp.execute("quit")
+
+    async def _carry_out(self, order: _Order) -> QmpEvent | None:
+        with self._qmp.subscribe(order.event) as events:
+            await self._qmp.execute(order.command, deadline_s=ORDER_DEADLINE_S)
+            event = events.take()
+            if event is not None:
+                return event
+            if (await self.state() is RunState.RUNNING) == order.goal_is_running:
+                return events.take()
+            return await events.next(ORDER_DEADLINE_S)

@@ -1,0 +1,244 @@
+"""Between vmx's own values and the messages of proto/: the one place where both are known.
+
+Everything that comes from a message is checked here; what leaves here as a value is sound.
+"""
+
+import ipaddress
+import re
+from pathlib import Path
+
+from proto.vim.v1 import host_pb2, vm_config_pb2
+from proto.vmotion.v1 import spec_pb2, status_pb2
+from proto.vmx.v1 import service_pb2
+from runtime.faults import InvalidArgument, InvalidVmConfig
+from vmx.files import VmFiles
+from vmx.guest.command_line import Accelerator, GuestSpec
+from vmx.guest.errors import GuestSpecError
+from vmx.migration.order import Endpoint, MigrationOrder, Options, Ticket, Verification
+from vmx.migration.phases import PublishedPhase
+from vmx.migration.progress import Progress
+from vmx.precopy.policy import DEFAULT_MAX_ITERATIONS, DEFAULT_SWITCHOVER_GOAL_MS, Limits
+from vmx.stream.spec import KEY_BYTES, MAX_PAGE_CHANNELS, MAX_TOKEN_BYTES, MIN_TOKEN_BYTES, StreamTimeouts
+from vmx.trace.contract import TracerKind
+from vmx.vm_state import ExecutionState
+
+_MAX_NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,80}")
+_MIN_SILENT_PEER_S, _MAX_SILENT_PEER_S = 0.5, 600.0
+
+_VERIFICATION = {
+    spec_pb2.VERIFY_MODE_UNSPECIFIED: Verification.OFF,
+    spec_pb2.VERIFY_MODE_OFF: Verification.OFF,
+    spec_pb2.VERIFY_MODE_AFTER_RESUME: Verification.AFTER_RESUME,
+    spec_pb2.VERIFY_MODE_BEFORE_RESUME: Verification.BEFORE_RESUME,
+}
+_ENCRYPTED = {
+    spec_pb2.ENCRYPTION_MODE_UNSPECIFIED: True,
+    spec_pb2.ENCRYPTION_MODE_REQUIRED: True,
+    spec_pb2.ENCRYPTION_MODE_DISABLED: False,
+}
+_EXECUTION_STATE = {
+    ExecutionState.OFF: host_pb2.EXECUTION_STATE_OFF,
+    ExecutionState.STARTING: host_pb2.EXECUTION_STATE_STARTING,
+    ExecutionState.RUNNING: host_pb2.EXECUTION_STATE_RUNNING,
+    ExecutionState.STUNNED: host_pb2.EXECUTION_STATE_STUNNED,
+    ExecutionState.EMIGRATING: host_pb2.EXECUTION_STATE_EMIGRATING,
+    ExecutionState.IMMIGRATING: host_pb2.EXECUTION_STATE_IMMIGRATING,
+    ExecutionState.FAILED: host_pb2.EXECUTION_STATE_FAILED,
+}
+_PHASE = {phase: status_pb2.MigrationPhase.Value(f"MIGRATION_PHASE_{phase.name}") for phase in PublishedPhase}
+
+
+def guest_spec(
+    config: vm_config_pb2.VmConfig,
+    place: service_pb2.VmPlace,
+    run_dir: Path,
+    accelerator: Accelerator,
+    incoming: bool,
+) -> GuestSpec:
+    """The guest's process as this configuration wants it.
+
+    :raises InvalidVmConfig: the configuration can't be run; names the property.
+    """
+    files = vm_files(config, place)
+    try:
+        return GuestSpec(
+            vm_uuid=config.uuid,
+            name=config.name,
+            vcpus=config.vcpus,
+            ram_bytes=config.ram_bytes,
+            machine_type=config.machine_type,
+            cpu_model=config.cpu_model,
+            accelerator=accelerator,
+            console_log_path=files.console_log,
+            heartbeat_log_path=files.heartbeat_log,
+            run_dir=run_dir,
+            kernel_path=Path(place.kernel_path) if place.kernel_path else None,
+            initrd_path=Path(place.initrd_path) if place.initrd_path else None,
+            kernel_command_line=config.boot.kernel_command_line,
+            incoming=incoming,
+        )
+    except GuestSpecError as error:
+        raise InvalidVmConfig(str(error), property=error.field) from error
+
+
+def vm_files(config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace) -> VmFiles:
+    """Where the VM's files are on this host.
+
+    :raises InvalidVmConfig: the name can't be a file's name.
+    :raises InvalidArgument: the home folder isn't an absolute path.
+    """
+    if not _MAX_NAME.fullmatch(config.name) or config.name in {".", ".."}:
+        raise InvalidVmConfig("The VM's name can't be the name of a file.", property="name")
+    home = Path(place.home_directory)
+    if not home.is_absolute():
+        raise InvalidArgument("The home folder isn't an absolute path.", argument="place.home_directory")
+    return VmFiles(home, config.name)
+
+
+def migration_order(spec: spec_pb2.MigrationSpec) -> MigrationOrder:
+    """The specification, checked.
+
+    :raises InvalidArgument: a field can't be; names it.
+    """
+    if not 0 < spec.migration_id < 2**63:
+        raise InvalidArgument("The migration's id isn't a positive 63-bit number.", argument="migration_id")
+    if len(spec.key) != KEY_BYTES:
+        raise InvalidArgument(f"The one-time key hasn't {KEY_BYTES} bytes.", argument="key")
+    if spec.source.host_uuid == spec.destination.host_uuid:
+        raise InvalidArgument("The destination is the source.", argument="destination")
+    return MigrationOrder(
+        migration_id=spec.migration_id,
+        task_id=spec.task_id,
+        vm_uuid=spec.vm.uuid,
+        vm_name=spec.vm.name,
+        ram_bytes=spec.vm.ram_bytes,
+        source=_endpoint(spec.source, "source"),
+        destination=_endpoint(spec.destination, "destination"),
+        key=spec.key,
+        options=_options(spec.options),
+    )
+
+
+def _endpoint(endpoint: spec_pb2.HostEndpoint, argument: str) -> Endpoint:
+    if not endpoint.host_uuid:
+        raise InvalidArgument("A host has no UUID.", argument=f"{argument}.host_uuid")
+    try:
+        ipaddress.ip_address(endpoint.vmotion_address)
+    except ValueError as error:
+        message = f"The vMotion address of {endpoint.name or argument} isn't an IP address."
+        raise InvalidArgument(message, argument=f"{argument}.vmotion_address") from error
+    return Endpoint(endpoint.host_uuid, endpoint.name, endpoint.vmotion_address)
+
+
+def _options(options: spec_pb2.MigrationOptions) -> Options:
+    if options.verify not in _VERIFICATION:
+        raise InvalidArgument("This way to verify isn't known.", argument="options.verify")
+    if options.encryption not in _ENCRYPTED:
+        raise InvalidArgument("This encryption mode isn't known.", argument="options.encryption")
+    if options.streams > MAX_PAGE_CHANNELS:
+        raise InvalidArgument(f"More than {MAX_PAGE_CHANNELS} streams.", argument="options.streams")
+    silent_peer_s = options.network_timeout_s or StreamTimeouts().silent_peer_s
+    if not _MIN_SILENT_PEER_S <= silent_peer_s <= _MAX_SILENT_PEER_S:
+        allowed = f"between {_MIN_SILENT_PEER_S} and {_MAX_SILENT_PEER_S} s"
+        raise InvalidArgument(f"The network timeout isn't {allowed}.", argument="options.network_timeout_s")
+    try:
+        tracer = TracerKind(options.tracer) if options.tracer else None
+    except ValueError as error:
+        raise InvalidArgument(f"There is no tracer {options.tracer!r}.", argument="options.tracer") from error
+    defaults = Options()
+    return Options(
+        verification=_VERIFICATION[options.verify],
+        encrypted=_ENCRYPTED[options.encryption],
+        limits=Limits(
+            switchover_goal_ms=options.switchover_goal_ms or DEFAULT_SWITCHOVER_GOAL_MS,
+            max_iterations=options.max_iterations or DEFAULT_MAX_ITERATIONS,
+        ),
+        streams=options.streams or defaults.streams,
+        bandwidth_bytes_per_s=options.bandwidth_bytes_per_s,
+        tracer=tracer,
+        timeouts=StreamTimeouts(silent_peer_s=silent_peer_s),
+    )
+
+
+def ticket_of(message: spec_pb2.DestinationTicket, order: MigrationOrder) -> Ticket:
+    """The destination's answer, checked against the order that it answers.
+
+    :raises InvalidArgument: it belongs to another migration, or a field can't be.
+    """
+    if message.migration_id != order.migration_id:
+        raise InvalidArgument("The ticket belongs to another migration.", argument="ticket.migration_id")
+    if message.ram_bytes != order.ram_bytes:
+        raise InvalidArgument("The ticket is for another size of memory.", argument="ticket.ram_bytes")
+    if message.vmotion_address != order.destination.vmotion_address:
+        text = "The ticket's address isn't the destination's vMotion address."
+        raise InvalidArgument(text, argument="ticket.vmotion_address")
+    if not 0 < message.port < 65536:
+        raise InvalidArgument("The ticket's port can't be.", argument="ticket.port")
+    if not MIN_TOKEN_BYTES <= len(message.token) <= MAX_TOKEN_BYTES:
+        raise InvalidArgument("The ticket's token has no proper length.", argument="ticket.token")
+    return Ticket(
+        message.migration_id, message.vmotion_address, message.port, message.token, message.ram_bytes
+    )
+
+
+def ticket_message(ticket: Ticket, version_min: int, version_max: int) -> spec_pb2.DestinationTicket:
+    """The ticket as a message."""
+    return spec_pb2.DestinationTicket(
+        migration_id=ticket.migration_id,
+        vmotion_address=ticket.address,
+        port=ticket.port,
+        token=ticket.token,
+        ram_bytes=ticket.ram_bytes,
+        stream_version_min=version_min,
+        stream_version_max=version_max,
+    )
+
+
+def execution_state(state: ExecutionState) -> host_pb2.ExecutionState.ValueType:
+    """The state as a message's value."""
+    return _EXECUTION_STATE[state]
+
+
+def migration_status(progress: Progress) -> status_pb2.MigrationStatus:
+    """The progress as a message."""
+    return status_pb2.MigrationStatus(
+        migration_id=progress.migration_id,
+        phase=_PHASE[progress.phase],
+        iteration=progress.iteration,
+        ram_bytes=progress.ram_bytes,
+        pages_total=progress.pages_total,
+        pages_sent=progress.pages_sent,
+        pages_remaining=max(0, progress.pages_total - progress.pages_sent),
+        rate_bytes_per_s=progress.rate_bytes_per_s,
+        dirty_rate_bytes_per_s=progress.dirty_rate_bytes_per_s,
+        wire_bytes=progress.wire_bytes,
+        iterations=[
+            status_pb2.Iteration(
+                number=one.number,
+                pages=one.pages,
+                zero_pages=one.zero_pages,
+                ram_bytes=one.ram_bytes,
+                wire_bytes=one.wire_bytes,
+                duration_ms=one.duration_ms,
+                dirty_pages=one.dirty_pages,
+            )
+            for one in progress.iterations
+        ],
+        stun_ms=progress.stun.stun_ms,
+        stun_parts=status_pb2.StunParts(
+            stop_ms=progress.stun.stop_ms,
+            last_pages_ms=progress.stun.last_pages_ms,
+            device_state_ms=progress.stun.device_state_ms,
+            hand_over_ms=progress.stun.hand_over_ms,
+            resume_ms=progress.stun.resume_ms,
+        ),
+        device_state_bytes=progress.device_state_bytes,
+        qemu_ram_transferred_bytes=progress.qemu_ram_transferred_bytes,
+        tracer=progress.tracer,
+        encrypted=progress.encrypted,
+        memory_verified=progress.memory_verified,
+        total_ms=progress.total_ms,
+        streams=progress.streams,
+        switchover_reason=progress.switchover_reason,
+        failure=str(progress.fault) if progress.fault else "",
+    )

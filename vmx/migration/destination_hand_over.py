@@ -1,0 +1,212 @@
+"""The destination's side of the hand-over: carries out what switchover.py decides, on record, lock, guest and wire."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from runtime.faults import CannotAccessFile, FileLocked, FileNotFound, MemoryVerificationFailed, NotOwner
+from runtime.ondisk import owner_record
+from runtime.ondisk.owner_record import OwnerRecord
+from runtime.ondisk.run_lock import RunLock
+from vmx.checkpoint.errors import CheckpointError
+from vmx.files import VmFiles
+from vmx.guest.errors import GuestError
+from vmx.migration.order import MigrationOrder
+from vmx.migration.switchover import (
+    DestinationAction,
+    DestinationEvent,
+    DestinationState,
+    destination_step,
+)
+from vmx.stream import ControlCode, ControlMessage, DestinationStreams, Received, StreamError
+from vmx.stream.verify import DigestTable
+
+# The source releases the lock before it sends COMMIT; only its storage can make us wait.
+_LOCK_DEADLINE_S = 10.0
+_LOCK_EVERY_S = 0.001
+_STORAGE_EVERY_S = 0.2
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Stake:
+    """What is taken over: `record` is as it was at Prepare, naming the source."""
+
+    files: VmFiles
+    record: OwnerRecord
+    run_lock: RunLock
+    resume_guest: Callable[[], Awaitable[object]]
+    end_guest: Callable[[], Awaitable[None]]
+
+
+class DestinationHandOver:
+    """One take-over. After `take_over` the state is RUNNING or DESTROYED; after `settle` SETTLED or DESTROYED."""
+
+    def __init__(self, order: MigrationOrder, stake: Stake, streams: DestinationStreams) -> None:
+        self.state = DestinationState.LOADING
+        self.failure: BaseException | None = None
+        self._order = order
+        self._stake = stake
+        self._streams = streams
+        self._record = stake.record
+        self._deadline = time.monotonic() + order.options.max_switchover_s
+
+    async def take_over(self) -> None:
+        """Everything is loaded: say READY, wait for COMMIT, take record and lock, resume. Never raises."""
+        await self._drive(DestinationEvent.LOADED)
+        while self.state is DestinationState.READY:
+            await self._drive(await self._next_message())
+
+    async def give_up(self, cause: BaseException) -> None:
+        """Before READY: nothing is owned here yet; the shell VM ends."""
+        self._note(cause)
+        await self._drive(DestinationEvent.FAILURE)
+
+    async def settle(self) -> None:
+        """The guest runs: answer the source's questions about its memory, then keep it for good. Never raises."""
+        while self.state is DestinationState.RUNNING:
+            await self._drive(await self._next_message())
+
+    # ---- events
+
+    async def _next_message(self) -> DestinationEvent | None:
+        try:
+            received = await self._streams.receive(max(0.001, self._deadline - time.monotonic()))
+            return await self._event_of(received)
+        except StreamError as error:
+            self._note(error)
+            return DestinationEvent.FAILURE
+
+    async def _event_of(self, received: Received) -> DestinationEvent | None:
+        if isinstance(received, ControlMessage):
+            ready, running = DestinationState.READY, DestinationState.RUNNING
+            match received.code:
+                case ControlCode.COMMIT if self.state is ready:
+                    return DestinationEvent.COMMIT
+                case ControlCode.DIGESTS_WANTED:
+                    await self._streams.control.send_digests(self._digests())
+                    return None
+                case ControlCode.VERIFIED if self.state is running:
+                    return DestinationEvent.VERIFIED
+                case ControlCode.WRONG_MEMORY if self.state is running:
+                    text = f"{received.value} pages differ from the source's"
+                    self._note(MemoryVerificationFailed(text, pages=received.value))
+                    return DestinationEvent.GUEST_FAILED
+                case ControlCode.FAILED | ControlCode.CANCEL:
+                    raise StreamError(f"the source gave up: {received.text or received.code.name}")
+        raise StreamError(f"an unexpected message in {self.state.name}")
+
+    def _digests(self) -> DigestTable:
+        digests = self._streams.digests
+        if digests is None:
+            raise StreamError("digests were asked for, but the migration isn't verified")
+        return digests
+
+    def _note(self, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = error
+        _log.warning("hand_over_disturbed", state=self.state.name, reason=str(error))
+
+    # ---- actions
+
+    async def _drive(self, event: DestinationEvent | None) -> None:
+        while event is not None:
+            before = self.state
+            self.state, actions = destination_step(self.state, event)
+            _log.info("hand_over_step", before=before.name, cause=event.name, state=self.state.name)
+            event = None
+            for action in actions:
+                event = await self._perform(action)
+                if event is not None:
+                    break
+
+    async def _perform(self, action: DestinationAction) -> DestinationEvent | None:
+        match action:
+            case DestinationAction.SEND_READY:
+                return await self._send(ControlMessage(ControlCode.READY))
+            case DestinationAction.SWAP_TO_GIVE_UP | DestinationAction.SWAP_BACK:
+                return await self._swap(self._order.source.host_uuid)
+            case DestinationAction.SWAP_TO_SETTLE:
+                return await self._swap(self._order.destination.host_uuid)
+            case DestinationAction.READ_RECORD:
+                return await self._read_record()
+            case DestinationAction.TAKE_RUN_LOCK:
+                return await self._take_run_lock()
+            case DestinationAction.RESUME_GUEST:
+                return await self._resume_guest()
+            case DestinationAction.SEND_RESUMED:
+                return await self._send(ControlMessage(ControlCode.RESUMED))
+            case DestinationAction.SEND_SETTLED:
+                await self._send(ControlMessage(ControlCode.SETTLED, self._record.epoch))
+                return None
+            case DestinationAction.SEND_GIVE_BACK:
+                await self._send(ControlMessage(ControlCode.GIVE_BACK, self._record.epoch))
+                return None
+            case DestinationAction.END_GUEST:
+                await self._stake.end_guest()
+                self._stake.run_lock.close()
+                return None
+
+    async def _send(self, message: ControlMessage) -> DestinationEvent | None:
+        try:
+            await self._streams.control.send(message)
+        except StreamError as error:
+            self._note(error)
+            return DestinationEvent.FAILURE
+        return None
+
+    async def _swap(self, owner: str) -> DestinationEvent:
+        """Swap what we believe in for `owner`; a write that fails in the middle is read back until it is certain."""
+        path = self._stake.files.owner_record
+        while True:
+            wanted = self._record.given_to(owner)
+            try:
+                self._record = await asyncio.to_thread(owner_record.swap, path, self._record, owner)
+            except NotOwner as error:
+                present = OwnerRecord(self._record.vm_uuid, error.owner, error.epoch)
+                if present == wanted:  # our own write of a moment ago, which seemed to fail
+                    self._record = present
+                    return DestinationEvent.SWAP_WON
+                self._note(error)
+                return DestinationEvent.SWAP_LOST
+            except (CannotAccessFile, FileNotFound) as error:
+                self._note(error)
+                await asyncio.sleep(_STORAGE_EVERY_S)
+            else:
+                return DestinationEvent.SWAP_WON
+
+    async def _read_record(self) -> DestinationEvent:
+        while True:
+            try:
+                self._record = await asyncio.to_thread(owner_record.read, self._stake.files.owner_record)
+            except (CannotAccessFile, FileNotFound) as error:
+                self._note(error)
+                await asyncio.sleep(_STORAGE_EVERY_S)
+                continue
+            mine = self._record.owner_host_uuid == self._order.destination.host_uuid
+            return DestinationEvent.RECORD_NAMES_ME if mine else DestinationEvent.RECORD_NAMES_OTHER
+
+    async def _take_run_lock(self) -> DestinationEvent:
+        deadline = time.monotonic() + _LOCK_DEADLINE_S
+        while True:
+            try:
+                self._stake.run_lock.acquire()
+            except FileLocked as error:
+                if time.monotonic() > deadline:
+                    self._note(error)
+                    return DestinationEvent.LOCK_REFUSED
+                await asyncio.sleep(_LOCK_EVERY_S)
+            else:
+                return DestinationEvent.LOCK_TAKEN
+
+    async def _resume_guest(self) -> DestinationEvent:
+        try:
+            await self._stake.resume_guest()
+        except (CheckpointError, GuestError) as error:
+            self._note(error)
+            return DestinationEvent.GUEST_FAILED
+        return DestinationEvent.GUEST_RUNS

@@ -1,0 +1,98 @@
+"""Pure: no I/O, no clock, no logging. The phases of both roles, their legal moves, and what the world is told of them.
+
+    source        HANDSHAKE ─▶ PRE_COPY ─▶ STUN ─▶ LAST_PAGES ─▶ CHECKPOINT ─▶ HAND_OVER ─▶ CONFIRM ─▶ FINISHED
+    destination   LISTEN ─▶ RECEIVE ─▶ RESTORE ─▶ HAND_OVER ─▶ CONFIRM ─▶ FINISHED
+    both          any phase ─▶ FAILED
+
+Names after vmx's own in the real system: TO_PRECOPY, TO_CHECKPT, TO_WAIT_HANDSHAKE, FROM_WAITING, FROM_PRECOPY, ...
+"""
+
+from enum import Enum
+from itertools import pairwise
+
+
+class PublishedPhase(Enum):
+    """What clients see; one member for each value of proto.vmotion.v1.MigrationPhase. Order of happening."""
+
+    PREPARE = 1
+    HANDSHAKE = 2
+    PRE_COPY = 3
+    STUN = 4
+    CHECKPOINT = 5
+    SWITCHOVER = 6
+    VERIFY = 7
+    COMPLETE = 8
+    SUCCEEDED = 9
+    FAILED = 10
+
+    @property
+    def order(self) -> int:
+        """Position in the order of happening."""
+        return int(self.value)
+
+
+class SourcePhase(Enum):
+    """The source's half."""
+
+    HANDSHAKE = "handshake"  # next: PRE_COPY
+    PRE_COPY = "pre-copy"  # next: STUN
+    STUN = "stun"  # next: LAST_PAGES
+    LAST_PAGES = "last pages"  # next: CHECKPOINT
+    CHECKPOINT = "checkpoint"  # next: HAND_OVER
+    HAND_OVER = "hand-over"  # next: CONFIRM; the point of no return is in here
+    CONFIRM = "confirm"  # next: FINISHED; verification, and the destination's last word
+    FINISHED = "finished"  # end
+    FAILED = "failed"  # end, from every phase: the guest runs here as before, or stays stunned for its owner
+
+
+class DestinationPhase(Enum):
+    """The destination's half."""
+
+    LISTEN = "listen"  # next: RECEIVE
+    RECEIVE = "receive"  # next: RESTORE
+    RESTORE = "restore"  # next: HAND_OVER
+    HAND_OVER = "hand-over"  # next: CONFIRM
+    CONFIRM = "confirm"  # next: FINISHED
+    FINISHED = "finished"  # end
+    FAILED = "failed"  # end, from every phase: the shell VM is gone
+
+
+_SOURCE_ORDER = [phase for phase in SourcePhase if phase is not SourcePhase.FAILED]
+_DESTINATION_ORDER = [phase for phase in DestinationPhase if phase is not DestinationPhase.FAILED]
+
+SOURCE_MOVES: frozenset[tuple[SourcePhase, SourcePhase]] = frozenset(
+    [*pairwise(_SOURCE_ORDER)]
+    + [(phase, SourcePhase.FAILED) for phase in _SOURCE_ORDER if phase is not SourcePhase.FINISHED]
+)
+DESTINATION_MOVES: frozenset[tuple[DestinationPhase, DestinationPhase]] = frozenset(
+    [*pairwise(_DESTINATION_ORDER)]
+    + [
+        (phase, DestinationPhase.FAILED)
+        for phase in _DESTINATION_ORDER
+        if phase is not DestinationPhase.FINISHED
+    ]
+)
+
+_PUBLISHED: dict[SourcePhase | DestinationPhase, PublishedPhase] = {
+    SourcePhase.HANDSHAKE: PublishedPhase.HANDSHAKE,
+    SourcePhase.PRE_COPY: PublishedPhase.PRE_COPY,
+    SourcePhase.STUN: PublishedPhase.STUN,
+    SourcePhase.LAST_PAGES: PublishedPhase.STUN,
+    SourcePhase.CHECKPOINT: PublishedPhase.CHECKPOINT,
+    SourcePhase.HAND_OVER: PublishedPhase.SWITCHOVER,
+    SourcePhase.CONFIRM: PublishedPhase.VERIFY,
+    SourcePhase.FINISHED: PublishedPhase.SUCCEEDED,
+    SourcePhase.FAILED: PublishedPhase.FAILED,
+    DestinationPhase.LISTEN: PublishedPhase.PREPARE,
+    DestinationPhase.RECEIVE: PublishedPhase.PRE_COPY,
+    DestinationPhase.RESTORE: PublishedPhase.CHECKPOINT,
+    DestinationPhase.HAND_OVER: PublishedPhase.SWITCHOVER,
+    DestinationPhase.CONFIRM: PublishedPhase.VERIFY,
+    DestinationPhase.FINISHED: PublishedPhase.SUCCEEDED,
+    DestinationPhase.FAILED: PublishedPhase.FAILED,
+}
+
+
+def published(phase: SourcePhase | DestinationPhase) -> PublishedPhase:
+    """What the world is told in this phase."""
+    return _PUBLISHED[phase]

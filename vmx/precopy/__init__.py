@@ -1,0 +1,1 @@
+"""Iterative pre-copy: the loop, its statistics, and the rule that ends it."""

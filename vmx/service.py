@@ -1,0 +1,112 @@
+"""The Vmx service: each rpc is parsed, handed to the VM, and its result mapped back. No decisions here."""
+
+from collections.abc import AsyncIterator
+
+import grpc
+import structlog
+
+from proto.host.v1 import operations_pb2
+from proto.vmx.v1 import service_pb2, service_pb2_grpc
+from runtime.rpc.faults import fault_to_proto
+from vmx import messages
+from vmx.guest.cpu_time import cpu_seconds_of
+from vmx.guest.pages import PAGE_BYTES, page_total
+from vmx.stream import OLDEST_STREAM_VERSION, STREAM_VERSION
+from vmx.threads import in_thread
+from vmx.virtual_machine import VirtualMachine
+
+_Context = grpc.aio.ServicerContext[object, object]
+
+
+class VmxService(service_pb2_grpc.VmxServicer):
+    """Adapter between gRPC and one VirtualMachine."""
+
+    def __init__(self, vm: VirtualMachine, vm_uuid: str, origin: str) -> None:
+        self._vm = vm
+        self._vm_uuid = vm_uuid
+        self._origin = origin
+
+    async def PowerOn(
+        self, request: service_pb2.PowerOnRequest, context: _Context
+    ) -> service_pb2.GetStateResponse:
+        await self._vm.power_on(request.config, request.place)
+        return await self._state()
+
+    async def PowerOff(
+        self, request: service_pb2.PowerOffRequest, context: _Context
+    ) -> service_pb2.PowerOffResponse:
+        await self._vm.power_off()
+        return service_pb2.PowerOffResponse()
+
+    async def Reset(
+        self, request: service_pb2.ResetRequest, context: _Context
+    ) -> service_pb2.GetStateResponse:
+        await self._vm.reset()
+        return await self._state()
+
+    async def GetState(
+        self, request: service_pb2.GetStateRequest, context: _Context
+    ) -> service_pb2.GetStateResponse:
+        return await self._state()
+
+    async def WatchState(
+        self, request: service_pb2.GetStateRequest, context: _Context
+    ) -> AsyncIterator[service_pb2.GetStateResponse]:
+        async for _ in self._vm.watched.watch():
+            yield await self._state()
+
+    async def PrepareDestination(
+        self, request: service_pb2.PrepareDestinationRequest, context: _Context
+    ) -> operations_pb2.PrepareDestinationResponse:
+        order = messages.migration_order(request.spec)
+        structlog.contextvars.bind_contextvars(migration_id=f"{order.migration_id} D:")
+        ticket = await self._vm.prepare_destination(order, request.spec.vm, request.place)
+        message = messages.ticket_message(ticket, OLDEST_STREAM_VERSION, STREAM_VERSION)
+        return operations_pb2.PrepareDestinationResponse(ticket=message)
+
+    async def StartSource(
+        self, request: service_pb2.StartSourceRequest, context: _Context
+    ) -> operations_pb2.EmptyResponse:
+        order = messages.migration_order(request.spec)
+        structlog.contextvars.bind_contextvars(migration_id=f"{order.migration_id} S:")
+        await self._vm.start_source(order, messages.ticket_of(request.ticket, order))
+        return operations_pb2.EmptyResponse()
+
+    async def WatchMigration(
+        self, request: operations_pb2.MigrationRequest, context: _Context
+    ) -> AsyncIterator[operations_pb2.WatchMigrationResponse]:
+        session = self._vm.session(request.migration_id)
+        async for progress in session.board.watched.watch():
+            response = operations_pb2.WatchMigrationResponse(status=messages.migration_status(progress))
+            if progress.fault is not None:
+                response.fault.CopyFrom(fault_to_proto(progress.fault, self._origin))
+            yield response
+
+    async def CancelMigration(
+        self, request: operations_pb2.MigrationRequest, context: _Context
+    ) -> operations_pb2.EmptyResponse:
+        await self._vm.cancel_migration(request.migration_id)
+        return operations_pb2.EmptyResponse()
+
+    async def CompleteMigration(
+        self, request: operations_pb2.MigrationRequest, context: _Context
+    ) -> operations_pb2.EmptyResponse:
+        await self._vm.complete_migration(request.migration_id)
+        return operations_pb2.EmptyResponse()
+
+    async def _state(self) -> service_pb2.GetStateResponse:
+        vm, snapshot = self._vm, self._vm.watched.value
+        response = service_pb2.GetStateResponse(
+            vm_uuid=self._vm_uuid,
+            execution_state=messages.execution_state(snapshot.state),
+            uptime_s=vm.uptime_s,
+            migration_id=snapshot.migration_id,
+            failure=snapshot.failure,
+        )
+        guest = vm.guest
+        if guest is not None:
+            response.qemu_pid = guest.pid
+            runs = await in_thread(guest.memory.populated_runs)
+            response.memory_used_bytes = page_total(runs) * PAGE_BYTES
+            response.cpu_seconds = cpu_seconds_of(guest.pid)
+        return response

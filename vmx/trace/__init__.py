@@ -1,0 +1,1 @@
+"""Page tracing: which guest pages were written since they were last sent."""
