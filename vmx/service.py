@@ -2,20 +2,18 @@
 
 from collections.abc import AsyncIterator
 
-import grpc
 import structlog
 
 from proto.host.v1 import operations_pb2
 from proto.vmx.v1 import service_pb2, service_pb2_grpc
 from runtime.rpc.faults import fault_to_proto
+from runtime.rpc.server import Context
 from vmx import messages
 from vmx.guest.cpu_time import cpu_seconds_of
 from vmx.guest.pages import PAGE_BYTES, page_total
 from vmx.stream import OLDEST_STREAM_VERSION, STREAM_VERSION
 from vmx.threads import in_thread
 from vmx.virtual_machine import VirtualMachine
-
-_Context = grpc.aio.ServicerContext[object, object]
 
 
 class VmxService(service_pb2_grpc.VmxServicer):
@@ -27,36 +25,36 @@ class VmxService(service_pb2_grpc.VmxServicer):
         self._origin = origin
 
     async def PowerOn(
-        self, request: service_pb2.PowerOnRequest, context: _Context
+        self, request: service_pb2.PowerOnRequest, context: Context
     ) -> service_pb2.GetStateResponse:
         await self._vm.power_on(request.config, request.place)
         return await self._state()
 
     async def PowerOff(
-        self, request: service_pb2.PowerOffRequest, context: _Context
+        self, request: service_pb2.PowerOffRequest, context: Context
     ) -> service_pb2.PowerOffResponse:
         await self._vm.power_off()
         return service_pb2.PowerOffResponse()
 
     async def Reset(
-        self, request: service_pb2.ResetRequest, context: _Context
+        self, request: service_pb2.ResetRequest, context: Context
     ) -> service_pb2.GetStateResponse:
         await self._vm.reset()
         return await self._state()
 
     async def GetState(
-        self, request: service_pb2.GetStateRequest, context: _Context
+        self, request: service_pb2.GetStateRequest, context: Context
     ) -> service_pb2.GetStateResponse:
         return await self._state()
 
     async def WatchState(
-        self, request: service_pb2.GetStateRequest, context: _Context
+        self, request: service_pb2.GetStateRequest, context: Context
     ) -> AsyncIterator[service_pb2.GetStateResponse]:
         async for _ in self._vm.watched.watch():
             yield await self._state()
 
     async def PrepareDestination(
-        self, request: service_pb2.PrepareDestinationRequest, context: _Context
+        self, request: service_pb2.PrepareDestinationRequest, context: Context
     ) -> operations_pb2.PrepareDestinationResponse:
         order = messages.migration_order(request.spec)
         structlog.contextvars.bind_contextvars(migration_id=f"{order.migration_id} D:")
@@ -65,7 +63,7 @@ class VmxService(service_pb2_grpc.VmxServicer):
         return operations_pb2.PrepareDestinationResponse(ticket=message)
 
     async def StartSource(
-        self, request: service_pb2.StartSourceRequest, context: _Context
+        self, request: service_pb2.StartSourceRequest, context: Context
     ) -> operations_pb2.EmptyResponse:
         order = messages.migration_order(request.spec)
         structlog.contextvars.bind_contextvars(migration_id=f"{order.migration_id} S:")
@@ -73,7 +71,7 @@ class VmxService(service_pb2_grpc.VmxServicer):
         return operations_pb2.EmptyResponse()
 
     async def WatchMigration(
-        self, request: operations_pb2.MigrationRequest, context: _Context
+        self, request: operations_pb2.MigrationRequest, context: Context
     ) -> AsyncIterator[operations_pb2.WatchMigrationResponse]:
         session = self._vm.session(request.migration_id)
         async for progress in session.board.watched.watch():
@@ -83,13 +81,13 @@ class VmxService(service_pb2_grpc.VmxServicer):
             yield response
 
     async def CancelMigration(
-        self, request: operations_pb2.MigrationRequest, context: _Context
+        self, request: operations_pb2.MigrationRequest, context: Context
     ) -> operations_pb2.EmptyResponse:
         await self._vm.cancel_migration(request.migration_id)
         return operations_pb2.EmptyResponse()
 
     async def CompleteMigration(
-        self, request: operations_pb2.MigrationRequest, context: _Context
+        self, request: operations_pb2.MigrationRequest, context: Context
     ) -> operations_pb2.EmptyResponse:
         await self._vm.complete_migration(request.migration_id)
         return operations_pb2.EmptyResponse()

@@ -8,11 +8,12 @@ text of an exception that isn't ours: it may hold anything. Everything read from
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from math import isfinite
 from types import MappingProxyType
+from typing import Protocol, TypeVar
 
 import grpc
 import structlog
@@ -44,6 +45,17 @@ _MAX_DETAIL_CHARS = 4000
 _CUT_DETAIL_CHARS = 400  # of a fault that is too large by itself
 _MAX_ORIGIN_CHARS = 100
 _MAX_STATUS_MESSAGE_CHARS = 300
+
+ResponseT_co = TypeVar("ResponseT_co", covariant=True)
+
+
+class StreamCall(Protocol[ResponseT_co]):
+    """What is needed of a grpc.aio.UnaryStreamCall."""
+
+    def __aiter__(self) -> AsyncIterator[ResponseT_co]: ...
+
+    def cancel(self) -> bool: ...
+
 
 _Code = grpc.StatusCode
 STATUS_OF: Mapping[int, grpc.StatusCode] = MappingProxyType(
@@ -188,6 +200,22 @@ def remote_faults(peer: str) -> Iterator[None]:
     except grpc.RpcError as error:
         fault = fault_of(error, peer)
         raise fault from fault.__cause__
+
+
+async def remote_stream(call: "StreamCall[ResponseT_co]", peer: str) -> AsyncGenerator[ResponseT_co, None]:
+    """The responses of a streaming rpc to `peer`; the rpc ends when the caller stops reading, however that comes.
+
+    Use it for every streaming rpc: a grpc.aio call that is only dropped runs on until the garbage collector finds it,
+    so a relay that was itself canceled would leave its far end streaming.
+
+    :raises VimFault: as `remote_faults`.
+    """
+    try:
+        with remote_faults(peer):
+            async for response in call:
+                yield response
+    finally:
+        call.cancel()
 
 
 def status_of(fault: fault_pb2.Fault) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:

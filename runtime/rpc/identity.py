@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -38,6 +38,7 @@ _CLOCK_SKEW = timedelta(
     minutes=5
 )  # a certificate made just now must be valid on a host whose clock is a bit behind
 _MAX_PEM_BYTES = 64 * 1024
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion)
 _KEY_FILE, _CERTIFICATE_FILE, _CA_FILE = "key.pem", "cert.pem", "ca.pem"
 
 
@@ -136,7 +137,7 @@ class Identity:
             certificate = x509.load_pem_x509_certificate(certificate_pem)
             certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(ca_pem))
             peer = peer_of_certificate(certificate)
-        except (ValueError, TypeError, InvalidSignature, NotAuthenticated) as error:
+        except (*_UNREADABLE, NotAuthenticated) as error:
             raise InvalidArgument("Key, certificate and CA don't belong together.", "identity") from error
         if _public_bytes(key.public_key()) != _public_bytes(certificate.public_key()):
             raise InvalidArgument("The private key isn't the certificate's.", "identity")
@@ -249,7 +250,7 @@ class ClusterAuthority:
         try:
             key = serialization.load_pem_private_key(key_pem, password=None)
             certificate = x509.load_pem_x509_certificate(certificate_pem)
-        except (ValueError, TypeError) as error:
+        except _UNREADABLE as error:
             raise CannotAccessFile("The cluster's CA can't be read.", str(directory)) from error
         matches = _public_bytes(key.public_key()) == _public_bytes(certificate.public_key())
         if not isinstance(key, ec.EllipticCurvePrivateKey) or not matches:

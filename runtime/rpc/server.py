@@ -12,7 +12,8 @@ raises into a status with a Fault. No traceback and no text of a foreign excepti
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,7 +22,7 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from runtime.faults import InvalidArgument, NoPermission, ResourceInUse
+from runtime.faults import InvalidArgument, NoPermission, NotSupported, ResourceInUse
 from runtime.rpc.faults import fault_to_proto, status_of
 from runtime.rpc.identity import Identity, PeerIdentity, Role, peer_of
 from runtime.rpc.operation_id import METADATA_KEY, new_operation_id, use_operation_id
@@ -42,6 +43,7 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # A peer that is gone without a word (power cut, cable) is noticed in ~20 s, so that its streams end.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # Our channels ping every 5 s; whoever pings much more often is cut off.
     ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
@@ -211,14 +213,19 @@ class _Guard:
 
         return handle
 
-    def stream(
-        self, behavior: Callable[..., AsyncIterator[Any]]
-    ) -> Callable[[Any, Context], AsyncIterator[Any]]:
-        async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
+    def stream(self, behavior: Callable[..., Any]) -> Callable[[Any, Context], Awaitable[None]]:
+        async def handle(request: Any, context: Context) -> None:
             try:
                 self._admit(context)
-                async for response in behavior(request, context):
-                    yield response
+                responses = behavior(request, context)
+                if not isinstance(responses, AsyncGenerator):  # a coroutine that writes to the context itself
+                    await responses
+                    return
+                async with aclosing(
+                    responses
+                ):  # its `finally` runs when the caller leaves, not when it is collected
+                    async for response in responses:
+                        await context.write(response)
             except grpc.aio.AbortError:
                 raise
             except Exception as error:  # noqa: BLE001 - the outer edge of an rpc's task
@@ -245,6 +252,8 @@ class _Guard:
         return NoPermission(f"A {peer.role.value} may not call {method}.", peer.role.value, required)
 
     async def _abort(self, context: Context, error: Exception) -> NoReturn:
+        if isinstance(error, NotImplementedError):  # what the generated servicers raise
+            error = NotSupported("This daemon doesn't do that.", self._details.method)
         code, message, trailers = status_of(fault_to_proto(error, self._origin))
         await context.abort(code, message, trailers)
         raise AssertionError("abort() raises")

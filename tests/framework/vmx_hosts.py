@@ -159,7 +159,9 @@ class VmxHosts:
             options=options,
         )
 
-    async def prepare(self, destination: VmxHost, spec: spec_pb2.MigrationSpec) -> tuple[VmxProcess, spec_pb2.DestinationTicket]:
+    async def prepare(
+        self, destination: VmxHost, spec: spec_pb2.MigrationSpec
+    ) -> tuple[VmxProcess, spec_pb2.DestinationTicket]:
         """A masked destination."""
         vmx = await self.start_vmx(destination)
         with remote_faults("vmx"):
@@ -168,14 +170,18 @@ class VmxHosts:
             )
         return vmx, response.ticket
 
-    async def start(self, source: VmxProcess, spec: spec_pb2.MigrationSpec, ticket: spec_pb2.DestinationTicket) -> None:
+    async def start(
+        self, source: VmxProcess, spec: spec_pb2.MigrationSpec, ticket: spec_pb2.DestinationTicket
+    ) -> None:
         """Start the source's half."""
         with remote_faults("vmx"):
             await source.stub.StartSource(
                 service_pb2.StartSourceRequest(spec=spec, ticket=ticket), timeout=30
             )
 
-    async def outcome(self, vmx: VmxProcess, migration_id: int, deadline_s: float = 60.0) -> operations_pb2.WatchMigrationResponse:
+    async def outcome(
+        self, vmx: VmxProcess, migration_id: int, deadline_s: float = 60.0
+    ) -> operations_pb2.WatchMigrationResponse:
         """The last state of a migration on one side."""
         last: operations_pb2.WatchMigrationResponse | None = None
         with remote_faults("vmx"):

@@ -137,9 +137,11 @@ def build_command_line(qemu_binary: Path, spec: GuestSpec, descriptors: GuestDes
     arguments += ["-name", f"guest={escape_option_value(spec.name)},debug-threads=on"]
     arguments += ["-uuid", spec.vm_uuid]
     arguments += ["-no-user-config", "-nodefaults", "-display", "none", "-msg", "timestamp=on"]
+    # suppress-vmdesc: the device state would end with a description of itself in JSON, for debuggers, which would be
+    # written and sent within the stun.
     arguments += [
         "-machine",
-        f"{spec.machine_type},memory-backend=ram0,usb=off,vmport=off,dump-guest-core=off",
+        f"{spec.machine_type},memory-backend=ram0,usb=off,vmport=off,dump-guest-core=off,suppress-vmdesc=on",
     ]
     arguments += ["-accel", "tcg,thread=multi" if spec.accelerator is Accelerator.TCG else "kvm"]
     arguments += ["-cpu", spec.cpu_model]

@@ -100,8 +100,10 @@ class PreCopy:
         board.publish(replace(board.now, iteration=number, pages_total=page_total(runs), pages_sent=0))
         ticker = asyncio.create_task(self._publish_while_sending(begin), name="pre-copy-progress")
         try:
+            tracer, memory = self._tools.tracer, self._tools.memory
+            record_sent = tracer.record_sent if tracer.sends_from_copy else None
             return await in_thread(
-                streams.send_iteration, number, runs, self._tools.memory, on_cancel=_abort(streams)
+                streams.send_iteration, number, runs, memory, record_sent, on_cancel=_abort(streams)
             )
         finally:
             ticker.cancel()

@@ -2,7 +2,7 @@
 
 Three ways in, by what the frame is and what lies there already (measured per GiB, sealed, one thread):
 
-- one run, pages that exist: the record is opened straight into the mapping: 0.11 s;
+- one run, pages that exist: the record is opened straight into the mapping: 0.11 s once they are mapped;
 - one run, pages that don't exist yet (nearly all of phase -1): opened into a scratch buffer that stays in the cache,
   then pwrite(2): 0.47 s against 0.86 s through the mapping, where the kernel takes a fault per page and zeroes what
   is overwritten at once;
@@ -16,6 +16,7 @@ import os
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vmx.guest.memory import GuestMemory, MappedMemory
 from vmx.guest.pages import PAGE_BYTES, PageRuns, page_indexes, split
@@ -27,6 +28,8 @@ from vmx.stream.verify import ZERO_PAGE_DIGEST, DigestTable, digest_pages, diges
 
 # Missing runs of fewer pages than this on average are scattered by numpy: a system call per run would cost more.
 _MIN_WRITTEN_RUN_PAGES: Final = 8
+# The kernel's default fault_around_bytes is 64 KiB (mm/memory.c, do_fault_around).
+_FAULT_AROUND_PAGES: Final = 16
 
 
 class GuestPlaces:
@@ -40,7 +43,8 @@ class GuestPlaces:
         self.page_count = memory.page_count
         populated = memory.populated_runs()
         self.present = np.zeros(memory.page_count, dtype=np.bool_)
-        self.present[page_indexes(populated)] = True
+        for first, count in populated.tolist():
+            self.present[first : first + count] = True
         self.digests: DigestTable | None = None
         if keep_digests:
             self.digests = zero_table(memory.page_count)
@@ -68,6 +72,7 @@ class ChannelPlacer:
     def _place_run(self, header: FrameHeader) -> None:
         places, first, end = self._places, header.first, header.first + header.total
         if places.present[first:end].all():
+            self._map_around(slice(first, end, _FAULT_AROUND_PAGES))
             target = places.mapped.view[first * PAGE_BYTES : end * PAGE_BYTES]
             self._channel.receive_body_into(header, target)
         else:
@@ -89,6 +94,7 @@ class ChannelPlacer:
         if missing and header.total >= header.count * _MIN_WRITTEN_RUN_PAGES:
             self._write_runs(data, runs)
         else:
+            self._map_around(indexes)
             places.mapped.pages[indexes] = np.frombuffer(data, dtype=np.uint8).reshape(-1, PAGE_BYTES)
         if missing:
             places.present[indexes] = True
@@ -117,6 +123,11 @@ class ChannelPlacer:
         for start, length in split(np.array([[first, count]]), frames.MAX_FRAME_PAGES).tolist():
             present = np.flatnonzero(places.present[start : start + length])
             places.mapped.pages[start + present] = 0
+
+    def _map_around(self, pages: slice | NDArray[np.int64]) -> None:
+        """Read a byte of each of these pages before they are written. A first write through the mapping faults page
+        by page (1.8 us each); a first read maps its populated neighbours too, writable: 0.17 s/GiB, not 0.46 s."""
+        self._places.mapped.pages[pages, 0].max(initial=0)
 
     def _write(self, data: memoryview, first_page: int) -> None:
         at, offset = 0, first_page * PAGE_BYTES

@@ -2,7 +2,7 @@
 
 It shares the codec and the key derivation with the stream, and none of its senders, receivers or threads: what they
 did is judged here against PROTOCOL.md from the bytes alone. Nothing may be left over: each byte belongs to a
-handshake or to a frame. Used by tests behind a recording relay; also fit for a capture taken off a real vMotion network.
+handshake or to a frame. Used by tests behind a recording relay, and fit for a capture off a real vMotion network.
 """
 
 from collections.abc import Iterator, Sequence

@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,6 +52,7 @@ from vmx.stream.spec import StreamSpec
 _EXPLANATION_S: Final = 0.5
 _ZERO_FLUSH_ROWS: Final = 1024
 _WORDS: Final = PAGE_BYTES // 8
+_ZEROS: Final = memoryview(bytes(frames.MAX_FRAME_PAGES * PAGE_BYTES))
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,19 @@ def zero_mask(pages: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
     return mask if mask.any() else None
 
 
+# Told which bytes went as the pages from a first page on; called by several page threads, for different pages.
+RecordSent = Callable[[int, memoryview], None]
+
+
 class _Iteration:
     """One iteration's work, shared by the workers."""
 
-    def __init__(self, number: int, runs: PageRuns, memory: MappedMemory) -> None:
+    def __init__(
+        self, number: int, runs: PageRuns, memory: MappedMemory, record_sent: RecordSent | None = None
+    ) -> None:
         self.number = number
         self.memory = memory
+        self.record_sent = record_sent
         self.plan = FramePlan(runs)
         # next() on it is one step under the interpreter's lock: no two workers get the same frame.
         self._next = itertools.count()
@@ -150,16 +159,29 @@ class _Worker:
         zero = zero_mask(pages) if self._detect_zero_pages else None
         if zero is not None:
             indexes = page_indexes(runs)
-            self._zero_rows.append(runs_from_indexes(indexes[zero]))
+            zero_runs = runs_from_indexes(indexes[zero])
+            self._zero_rows.append(zero_runs)
+            if job.record_sent is not None:
+                _record(job.record_sent, zero_runs, _ZEROS)
             if zero.all():
                 return
             runs = runs_from_indexes(indexes[~zero])
             body, pages = self._body_of(job, runs)
+        if job.record_sent is not None:
+            _record(job.record_sent, runs, body[len(body) - page_total(runs) * PAGE_BYTES :])
         self._send(frames.runs_header(FrameType.PAGES, job.number, runs), body)
         self.data_pages += len(pages)
 
     def _body_of(self, job: _Iteration, runs: PageRuns) -> tuple[memoryview, NDArray[np.uint8]]:
-        """The frame's body and the pages in it: one run is guest RAM itself, more are gathered behind their table."""
+        """The frame's body and the pages in it: one run is guest RAM itself, more are gathered behind their table.
+
+        Where it has to be known what was sent, one run is copied too: guest RAM may change between two looks at it.
+        """
+        if len(runs) == 1 and job.record_sent is not None:
+            first, count = runs[0].tolist()
+            copy = self._body[: count * PAGE_BYTES].reshape(-1, PAGE_BYTES)
+            copy[:] = job.memory.pages[first : first + count]
+            return self._body.data[: count * PAGE_BYTES], copy
         if len(runs) == 1:
             first, end = int(runs[0, 0]), int(runs[0, 0] + runs[0, 1])
             return job.memory.view[first * PAGE_BYTES : end * PAGE_BYTES], job.memory.pages[first:end]
@@ -189,6 +211,15 @@ class _Worker:
         self._cap.take(wire_bytes)
         self.channel.send_frame(header, body)
         self.wire_bytes += wire_bytes
+
+
+def _record(record_sent: RecordSent, runs: PageRuns, data: memoryview) -> None:
+    """Tell `record_sent` of each run; `data` holds their pages one after the other, or only zeros."""
+    at = 0
+    for first, count in runs.tolist():
+        size = count * PAGE_BYTES
+        record_sent(first, data[:size] if data is _ZEROS else data[at : at + size])
+        at += size
 
 
 # What may be in the mailbox: a worker that is done, the destination's ack, or what went wrong.
@@ -253,7 +284,9 @@ class SourceStreams:
         data = sum(worker.data_pages for worker in workers)
         return SendProgress(data + zero, zero, sum(worker.wire_bytes for worker in workers))
 
-    def send_iteration(self, iteration: int, runs: PageRuns, memory: MappedMemory) -> IterationSent:
+    def send_iteration(
+        self, iteration: int, runs: PageRuns, memory: MappedMemory, record_sent: RecordSent | None = None
+    ) -> IterationSent:
         """Send the pages of `runs` as they are now; return when the destination has placed every one of them.
 
         Blocking: call it in a thread. `iteration` (0 to 2**32 - 1) must be greater than the last one. The guest may
@@ -270,7 +303,7 @@ class SourceStreams:
             raise ProtocolViolation(f"Iteration {iteration} does not follow {self._last_iteration}.")
         self._last_iteration = iteration
         before, began = self.progress(), time.monotonic()
-        job = _Iteration(iteration, runs, memory)
+        job = _Iteration(iteration, runs, memory, record_sent)
         for worker in self._workers:
             worker.jobs.put(job)
         try:

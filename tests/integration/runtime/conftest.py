@@ -1,11 +1,13 @@
 """A cluster's certificates, and servers that live as long as a test."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from runtime.rpc.identity import ClusterAuthority, Identity, Role
 from runtime.rpc.server import RpcServer
@@ -51,3 +53,8 @@ async def serve() -> AsyncIterator[Callable[[RpcServer], Awaitable[RpcServer]]]:
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
     return tmp_path / "run"
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Both loops: the daemons run on uvloop."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

@@ -24,7 +24,7 @@ from runtime.faults import (
     VimFault,
 )
 from runtime.rpc.channel import network_channel, unix_channel
-from runtime.rpc.faults import remote_faults
+from runtime.rpc.faults import remote_faults, remote_stream
 from runtime.rpc.identity import Role
 from runtime.rpc.operation_id import current_operation_id, use_operation_id
 from runtime.rpc.server import Context, RpcServer, network_server, unix_server
@@ -81,9 +81,8 @@ class _FakeVpxa(vpxa_grpc.VpxaServicer):
     async def WatchHost(
         self, request: operations_pb2.WatchHostRequest, context: Context
     ) -> AsyncIterator[operations_pb2.WatchHostResponse]:
-        with remote_faults("hostd@esx01"):
-            async for response in self._hostd.WatchHost(request):
-                yield response
+        async for response in remote_stream(self._hostd.WatchHost(request), "hostd@esx01"):
+            yield response
 
 
 class Chain:
@@ -100,10 +99,10 @@ class Chain:
 
     async def watch_host(self) -> list[operations_pb2.WatchHostResponse]:
         seen = []
-        with remote_faults("vpxa@esx01"):
-            async for response in self.stub.WatchHost(operations_pb2.WatchHostRequest(), timeout=_TIMEOUT_S):
-                seen.append(response)
-                self.last_seen = seen
+        call = self.stub.WatchHost(operations_pb2.WatchHostRequest(), timeout=_TIMEOUT_S)
+        async for response in remote_stream(call, "vpxa@esx01"):
+            seen.append(response)
+            self.last_seen = seen
         return seen
 
 
@@ -223,15 +222,33 @@ async def test_caller_that_leaves_a_stream_ends_it_at_the_far_end(chain: Chain) 
         await chain.hostd.watcher_ended.wait()
 
 
+async def test_caller_that_stops_reading_a_stream_ends_it_at_the_far_end(chain: Chain) -> None:
+    call = chain.stub.WatchHost(operations_pb2.WatchHostRequest(), timeout=60)
+    async for _ in remote_stream(call, "vpxa@esx01"):
+        break
+    async with asyncio.timeout(_TIMEOUT_S):
+        await chain.hostd.watcher_ended.wait()
+
+
 async def test_deadline_becomes_timed_out(chain: Chain) -> None:
     with pytest.raises(TimedOut), remote_faults("vpxa@esx01"):
         async for _ in chain.stub.WatchHost(operations_pb2.WatchHostRequest(), timeout=0.3):
             pass
 
 
-async def test_unknown_method_becomes_not_supported(chain: Chain) -> None:
-    with pytest.raises(NotSupported), remote_faults("vpxa@esx01"):
+async def test_method_that_isnt_there_becomes_not_supported(chain: Chain) -> None:
+    with pytest.raises(NotSupported) as caught, remote_faults("vpxa@esx01"):
         await chain.stub.PowerOnVm(operations_pb2.VmRequest(), timeout=_TIMEOUT_S)
+    assert caught.value.origin == "vpxa@esx01"
+    with pytest.raises(NotSupported), remote_faults("vpxa@esx01"):
+        async for _ in chain.stub.WatchMigration(operations_pb2.MigrationRequest(), timeout=_TIMEOUT_S):
+            pass
+    async with unix_channel(Path(chain.hostd_server.address.removeprefix("unix:"))) as channel:
+        unknown: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/no.such.Service/Method"
+        )
+        with pytest.raises(NotSupported), remote_faults("hostd@esx01"):
+            await unknown(b"", timeout=_TIMEOUT_S)
 
 
 async def test_long_fault_fits_into_the_trailers(chain: Chain) -> None:

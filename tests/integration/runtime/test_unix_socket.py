@@ -1,5 +1,6 @@
 """Unix sockets: their modes, and what happens to the one that is already there."""
 
+import asyncio
 import socket
 import stat
 from collections.abc import Awaitable, Callable
@@ -64,3 +65,16 @@ async def test_unix_socket_doesnt_replace_a_file(serve: Serve, run_directory: Pa
 async def test_unix_socket_path_too_long_for_the_kernel_is_refused(serve: Serve, run_directory: Path) -> None:
     with pytest.raises(InvalidArgument):
         await serve(unix_server(run_directory / ("x" * 120), "hostd@esx01"))
+
+
+async def test_health_watch_streams_until_the_server_stops(serve: Serve, run_directory: Path) -> None:
+    server = await serve(unix_server(run_directory / "hostd.sock", "hostd@esx01"))
+    async with unix_channel(run_directory / "hostd.sock") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10)
+        first = await watch.read()
+        assert first.status == health_pb2.HealthCheckResponse.SERVING
+        stopping = asyncio.create_task(server.stop(5.0))
+        second = await watch.read()
+        assert second.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        await stopping

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import pytest
 import structlog
-import uvloop
 
 from images.guest_output import parse_wrong
 from tests.framework.guest_processes import (
@@ -60,11 +59,6 @@ from vmx.trace.tracer import Tracer, TracerKind, TraceTarget, choose_tracer
 FAKE, QEMU = "fake", "qemu"
 KINDS = [FAKE, pytest.param(QEMU, marks=pytest.mark.qemu)]
 F_OFD_SETLK = 37  # fcntl(2), <fcntl.h>; not in Python's fcntl
-
-
-@pytest.fixture
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture
@@ -392,8 +386,8 @@ async def test_adopt_other_vm_is_refused_and_unharmed(firmware: GuestProcesses) 
     other = replace(guest.spec, vm_uuid="12345678-1234-1234-1234-123456789abc")
     with pytest.raises(NotThisGuest):
         await GuestProcess.adopt(guest.pid, other, guest.spec.run_dir / "qemu.log")
+    larger = replace(guest.spec, ram_bytes=guest.spec.ram_bytes * 2)
     with pytest.raises(NotThisGuest):
-        larger = replace(guest.spec, ram_bytes=guest.spec.ram_bytes * 2)
         await GuestProcess.adopt(guest.pid, larger, guest.spec.run_dir / "qemu.log")
     with pytest.raises(NotThisGuest):
         await GuestProcess.adopt(os.getpid(), guest.spec, guest.spec.run_dir / "qemu.log")
@@ -454,8 +448,8 @@ async def test_checkpoint_restored_in_second_process_guest_goes_on(linux: GuestP
         old, (guest, captured) = guest, await migrate(linux, guest)
         assert 0 < captured.ram_transferred_bytes < 4 << 20
         assert captured.save_ms > 0
-        first = heartbeats(guest)[0] if heartbeats(guest) else await heartbeat_after(guest, -1)
-        last = heartbeats(old)[-1]
+        await heartbeat_after(guest, -1)
+        first, last = heartbeats(guest)[0], heartbeats(old)[-1]
         assert first.sequence in (last.sequence, last.sequence + 1), "it went on, it did not boot again"
         await old.kill()
         # 64 MiB/s of sweep over a working set of 16 MiB: within a second every page has been looked at.
@@ -573,22 +567,24 @@ async def test_restore_without_its_memory_fails_and_tells(firmware: GuestProcess
             await capture.cancel()
         with pytest.raises(CheckpointStateError):
             await restore.resume()
-        await restore.feed(captured.device_state)
         with pytest.raises(RestoreFailed):
-            await restore.loaded()
+            await _feed_all(restore, captured.device_state)
         with pytest.raises(CheckpointStateError):
             await restore.resume()
     assert (await destination.wait_exit()).exit_code == 1
     assert await RunControl(source.qmp).state() is RunState.RUNNING
 
 
+async def _feed_all(restore: CheckpointRestore, state: bytes) -> None:
+    await restore.feed(state)  # QEMU may close the stream before it has read it all
+    await restore.loaded()
+
+
 async def test_restore_of_garbage_fails_and_tells(firmware: GuestProcesses) -> None:
     destination = await firmware.start(firmware.spec(incoming=True))
     async with CheckpointRestore(destination.qmp, destination.spec.run_dir / "in.sock") as restore:
         with pytest.raises(RestoreFailed):
-            # QEMU may close the stream before it has read it all.
-            await restore.feed(os.urandom(1 << 20))
-            await restore.loaded()
+            await _feed_all(restore, os.urandom(1 << 20))
     assert (await destination.wait_exit()).exit_code == 1
 
 
@@ -604,9 +600,10 @@ async def test_fake_guest_finds_lost_and_stale_pages(folder: Path) -> None:
         memory.view[page : page + PAGE_BYTES] = memory.view[page + PAGE_BYTES : page + 2 * PAGE_BYTES]
         memory.view[page + 2 * PAGE_BYTES : page + 3 * PAGE_BYTES] = bytes(PAGE_BYTES)
     await RunControl(guest.qmp).cont()
+    beat = heartbeats(guest)[-1]
     async with asyncio.timeout(10):
-        while heartbeats(guest)[-1].wrong < 2:
-            await asyncio.sleep(0.05)
+        while beat.wrong < 2:
+            beat = await heartbeat_after(guest, beat.sequence)
     wrong = [found for line in console_text(guest).splitlines() if (found := parse_wrong(line))]
     assert {found.page for found in wrong} == {1000, 1002}
     await fakes.end_all()

@@ -1,20 +1,33 @@
 """Both ends of a stream over loopback, with real guest memories, a recording relay between them where it matters."""
 
 import asyncio
-import contextlib
-import dataclasses
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 
 import numpy as np
 import pytest
+import uvloop
+from blockbuster import blockbuster_ctx
 
-from tests.wire.recording_relay import RecordingRelay, Tamper, forward_unchanged, recording_relay
-from vmx.guest.memory import GuestMemory
+from tests.wire.recording_relay import forward_unchanged
+from tests.wire.stream_rig import (
+    DESTINATION,
+    PAGE_COUNT,
+    RAM_BYTES,
+    SOURCE,
+    TIMEOUT_S,
+    Wiring,
+    content,
+    fill,
+    guest_memory,
+    new_secret,
+    random_runs,
+    rig,
+    until,
+)
 from vmx.guest.pages import (
     PAGE_BYTES,
-    PageRuns,
     PageRunsError,
     empty_runs,
     page_total,
@@ -28,19 +41,15 @@ from vmx.stream import (
     DeviceStateChunk,
     DigestsReceived,
     Encryption,
-    IterationSent,
     ReceiverSpec,
     SourceStreams,
-    StreamSecret,
     StreamSpec,
     StreamTimeouts,
 )
-from vmx.stream.connection import PageSender
 from vmx.stream.errors import (
     ChannelsMissing,
     ConnectionLost,
     LayoutMismatch,
-    LimitExceeded,
     PeerClosed,
     PeerSilent,
     ProtocolViolation,
@@ -49,127 +58,14 @@ from vmx.stream.errors import (
     StreamAborted,
     StreamError,
 )
-from vmx.stream.frames import FrameHeader, FrameType, encode_header
 from vmx.stream.recorded import IterationRecord, check_recording
-from vmx.stream.records import Sealer
 from vmx.stream.verify import compare, digest_memory
 
-SOURCE, DESTINATION = "127.0.2.1", "127.0.2.2"
-PAGE_COUNT = 8192
-RAM_BYTES = PAGE_COUNT * PAGE_BYTES
-TIMEOUT_S = 20.0
-DEFAULT_TIMEOUTS = StreamTimeouts()
 
-
-def new_secret() -> StreamSecret:
-    return StreamSecret(secrets.randbits(62) + 1, secrets.token_bytes(32), secrets.token_bytes(32))
-
-
-def fill(memory: GuestMemory, runs: PageRuns, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    with memory.mapped() as mapped:
-        for first, count in runs.tolist():
-            mapped.pages[first : first + count] = random.integers(
-                0, 256, size=(count, PAGE_BYTES), dtype=np.uint8
-            )
-
-
-def content(memory: GuestMemory) -> bytes:
-    with memory.mapped(writable=False) as mapped:
-        return bytes(mapped.view)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Progress counters are made to be polled: there is no event to wait for."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-
-
-def random_runs(seed: int, share: float) -> PageRuns:
-    random = np.random.default_rng(seed)
-    mask = random.random(PAGE_COUNT) < share
-    for first in random.integers(0, PAGE_COUNT - 600, size=3):
-        mask[first : first + 600] = True
-    return runs_from_bool(mask)
-
-
-@dataclasses.dataclass
-class Rig:
-    """Two memories and the two connected ends."""
-
-    source_memory: GuestMemory
-    destination_memory: GuestMemory
-    source: SourceStreams
-    destination: DestinationStreams
-    relay: RecordingRelay | None
-    secret: StreamSecret
-
-    async def send(self, iteration: int, runs: PageRuns) -> IterationSent:
-        with self.source_memory.mapped(writable=False) as mapped:
-            return await asyncio.to_thread(self.source.send_iteration, iteration, runs, mapped)
-
-
-@contextlib.contextmanager
-def guest_memory(page_count: int = PAGE_COUNT) -> Iterator[GuestMemory]:
-    memory = GuestMemory.create("stream-test", page_count * PAGE_BYTES)
-    try:
-        yield memory
-    finally:
-        memory.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class Wiring:
-    """How a rig is put together."""
-
-    channel_count: int = 2
-    encryption: Encryption = Encryption.AES_256_GCM
-    keep_digests: bool = False
-    tamper: Tamper | None = None
-    bandwidth_bytes_per_s: int = 0
-    timeouts: StreamTimeouts = DEFAULT_TIMEOUTS
-
-
-@contextlib.asynccontextmanager
-async def rig(wiring: Wiring = Wiring()) -> AsyncIterator[Rig]:
-    secret = new_secret()
-    async with contextlib.AsyncExitStack() as stack:
-        source_memory = stack.enter_context(guest_memory())
-        destination_memory = stack.enter_context(guest_memory())
-        spec = ReceiverSpec(
-            secret,
-            DESTINATION,
-            (SOURCE,),
-            wiring.channel_count,
-            wiring.encryption,
-            wiring.keep_digests,
-            wiring.timeouts,
-        )
-        destination = DestinationStreams.listen(spec, destination_memory)
-        stack.push_async_callback(destination.close)
-        address, port, relay = DESTINATION, destination.port, None
-        if wiring.tamper is not None:
-            relay, port = await stack.enter_async_context(
-                recording_relay((DESTINATION, port), SOURCE, wiring.tamper)
-            )
-            address = "127.0.2.9"
-        stream_spec = StreamSpec(
-            secret,
-            SOURCE,
-            address,
-            port,
-            RAM_BYTES,
-            wiring.channel_count,
-            wiring.encryption,
-            bandwidth_bytes_per_s=wiring.bandwidth_bytes_per_s,
-            timeouts=wiring.timeouts,
-        )
-        accepting = asyncio.create_task(destination.accept(TIMEOUT_S))
-        source = await SourceStreams.connect(stream_spec)
-        stack.push_async_callback(source.close)
-        await accepting
-        yield Rig(source_memory, destination_memory, source, destination, relay, secret)
+@pytest.fixture(autouse=True)
+def _nothing_blocks_the_loop() -> Iterator[None]:
+    with blockbuster_ctx():
+        yield
 
 
 MODES = [(Encryption.AES_256_GCM, 1), (Encryption.AES_256_GCM, 3), (Encryption.DISABLED, 2)]
@@ -477,73 +373,6 @@ async def test_accept_nobody_comes_raises_and_frees_the_port() -> None:
         await again.close()
 
 
-# ---- a proven peer that breaks the rules: frames sent by hand on a page channel
-
-
-def page(number: int, iteration: int = 0) -> FrameHeader:
-    return FrameHeader(FrameType.PAGES, PAGE_BYTES, iteration, 1, number, 1)
-
-
-RULE_BREAKERS: dict[str, tuple[list[FrameHeader], type[StreamError]]] = {
-    "page_beyond_guest": ([page(PAGE_COUNT)], LimitExceeded),
-    "oversize_frame": ([FrameHeader(FrameType.PAGES, 300 * PAGE_BYTES, 0, 1, 0, 300)], LimitExceeded),
-    "huge_body_length": ([FrameHeader(FrameType.PAGES, 2**32 - 1, 0, 1, 0, 1)], ProtocolViolation),
-    "control_on_a_page_channel": ([FrameHeader(FrameType.CONTROL, count=3)], ProtocolViolation),
-    "sync_counts_wrong": ([page(1), FrameHeader(FrameType.SYNC, first=2)], ProtocolViolation),
-    "two_iterations_at_once": ([page(1, 0), page(2, 1)], ProtocolViolation),
-    "goes_on_before_the_ack": (
-        [page(1), FrameHeader(FrameType.SYNC, first=1), page(2, 1)],
-        ProtocolViolation,
-    ),
-}
-
-
-@pytest.mark.parametrize(("headers", "error"), RULE_BREAKERS.values(), ids=RULE_BREAKERS.keys())
-async def test_rule_breaking_frames_end_the_stream(
-    headers: list[FrameHeader], error: type[StreamError]
-) -> None:
-    async with rig() as r:
-        sender = page_sender(r.source)
-        for header in headers:
-            body = memoryview(bytes(header.body_bytes)) if header.body_bytes == PAGE_BYTES else None
-            if body is not None:
-                sender.send_frame(header, body)
-            else:
-                # Only the header: what it announces must not even be waited for.
-                sender.send_frame(dataclasses.replace(header))
-        with pytest.raises(error):
-            await r.destination.receive(TIMEOUT_S)
-        message = await r.source.control.receive(TIMEOUT_S)
-        assert isinstance(message, ControlMessage)
-        assert message.code is ControlCode.FAILED
-
-
-def page_sender(streams: SourceStreams) -> PageSender:
-    return streams._workers[0].channel
-
-
-async def test_unsorted_run_table_places_nothing() -> None:
-    async with rig() as r:
-        table = np.array([[5, 1], [4, 1]], dtype=np.int64).tobytes()
-        header = FrameHeader(FrameType.PAGES, len(table) + 2 * PAGE_BYTES, 0, 2, 5, 2)
-        page_sender(r.source).send_frame(header, memoryview(table + b"\xff" * (2 * PAGE_BYTES)))
-        with pytest.raises(ProtocolViolation):
-            await r.destination.receive(TIMEOUT_S)
-        assert len(r.destination_memory.populated_runs()) == 0
-
-
-async def test_unknown_frame_type_ends_the_stream() -> None:
-    async with rig() as r:
-        sender = page_sender(r.source)
-        plain = bytes([200]) + encode_header(page(1))[1:]
-        sealed = bytearray(48)
-        sealer: Sealer = sender._sealer
-        sealer.seal_into(plain, sealed)
-        sender._sock.sendall(sealed)
-        with pytest.raises(ProtocolViolation):
-            await r.destination.receive(TIMEOUT_S)
-
-
 async def test_page_channel_ending_between_iterations_is_no_failure() -> None:
     async with rig() as r:
         await r.send(0, np.array([[0, 4]], dtype=np.int64))
@@ -559,3 +388,25 @@ async def test_peer_closed_is_raised_after_the_messages_before_it() -> None:
         assert await r.destination.receive(TIMEOUT_S) == ControlMessage(ControlCode.CANCEL, text="bye")
         with pytest.raises(PeerClosed):
             await r.destination.receive(TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_zero_pages_travel_as_numbers_and_clear_what_was_there,
+        test_pages_written_while_sending_are_equal_after_the_last_iteration,
+        test_whole_migration_recorded_keeps_the_protocol_and_hides_its_content,
+        test_connection_cut_within_an_iteration_is_told_to_both_sides,
+        test_abort_unblocks_a_sender_at_once_and_leaves_the_control_channel,
+        test_destination_closing_is_heard_by_a_sender_at_work,
+        test_failed_message_reaches_a_sender_at_work_and_the_owner,
+        test_silent_peer_is_noticed_on_the_control_channel,
+        test_receive_timeout_loses_no_message,
+        test_layout_of_another_size_is_refused_on_both_sides,
+        test_peer_closed_is_raised_after_the_messages_before_it,
+    ],
+)
+def test_scenario_holds_on_uvloop(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
+    """vmx runs on uvloop; the tests above run on the standard loop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())

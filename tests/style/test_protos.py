@@ -1,0 +1,34 @@
+"""Contracts: every rpc is documented, every enum begins with UNSPECIFIED, every fault has a class and a status."""
+
+import re
+
+from tests.style.tree import ROOT
+
+
+def test_every_rpc_has_a_comment() -> None:
+    for path in (ROOT / "proto").rglob("service.proto"):
+        lines = path.read_text(encoding="utf-8").split("\n")
+        documented = False
+        for line in lines:
+            text = line.strip()
+            if text.startswith("rpc "):
+                simple_list = re.match(r"rpc List\w+\(", text) is not None
+                assert documented or simple_list, f"{path.name}: {text}"
+            documented = text.startswith("//")
+
+
+def test_every_enum_begins_with_unspecified_zero() -> None:
+    for path in (ROOT / "proto").rglob("*.proto"):
+        for name, body in re.findall(r"enum (\w+) \{(.*?)\}", path.read_text(encoding="utf-8"), re.DOTALL):
+            prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()
+            assert re.search(rf"{prefix}_UNSPECIFIED = 0;", body), f"{path.name}: {name}"
+            values = re.findall(r"^\s*(\w+) = \d+;", body, re.MULTILINE)
+            assert all(value.startswith(f"{prefix}_") for value in values), f"{path.name}: {name}"
+
+
+def test_one_service_per_daemon() -> None:
+    services = {
+        path.parent.parent.name: re.findall(r"^service (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for path in (ROOT / "proto").rglob("service.proto")
+    }
+    assert services == {"vpxd": ["Vpxd"], "vpxa": ["Vpxa"], "hostd": ["Hostd"], "vmx": ["Vmx"]}
