@@ -54,9 +54,10 @@ class GuestProcesses:
         if not self.has_kernel:
             return spec
         command_line = kernel_command_line(stamper_mib=16, rate=rate_mib_s, order="random", sweep_mib_s=64)
-        return replace(
-            spec, kernel_path=GUEST_KERNEL, initrd_path=GUEST_INITRD, kernel_command_line=command_line
-        )
+        # The fake only looks whether there is a kernel: it needs no image to be built.
+        is_fake = self.qemu_binary == FAKE_QEMU
+        kernel, initrd = (FAKE_QEMU, FAKE_QEMU) if is_fake else (GUEST_KERNEL, GUEST_INITRD)
+        return replace(spec, kernel_path=kernel, initrd_path=initrd, kernel_command_line=command_line)
 
     def launch(self, spec: GuestSpec, run_lock_fd: int | None = None) -> Launch:
         """How this kind is started."""

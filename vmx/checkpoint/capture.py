@@ -6,16 +6,16 @@ QEMU's own migration does it, to a unix socket of vmx, with guest RAM left out (
       └────────────── cancel() ────┴───────────────────┴──> CANCELLED   the guest runs on as before
 
 Everything that takes time before the guest has to stop (the socket, the capabilities, the connection, QEMU's pass
-over its ROMs) happens while it still runs: `migrate` stops it by itself, at the end of that pass. Of three orders
-tried, with the last pages on the wire for 2 ms and copied in 1.3 ms (QEMU 7.2, TCG, 2 cores, STOP to RESUME, medians
-of ten):
+over its ROMs) happens while it still runs: `migrate` stops it by itself, at the end of that pass. Three orders were
+tried (QEMU 7.2, TCG, 2 busy cores; STOP to RESUME, medians of ten), with the last pages placed 3.5 ms and 1.5 ms after
+the stop:
 
-    migrate, hold (pause-before-switchover), last pages, save, load      8.2 ms
-    migrate, hold, save beside the last pages, load                      6.2 ms
-    migrate, save beside the last pages, load                            5.6 - 6.6 ms    taken
-    (`stop` first, then migrate: 1 to 3 ms more than the first, its whole set-up falls into the stun)
+    migrate, hold (pause-before-switchover), last pages, save, load      8.2 ms   7.0 ms
+    migrate, hold, save beside the last pages, load                      6.2 ms   8.0 ms
+    migrate, save beside the last pages, load                            6.5 ms   5.9 ms   taken
+    (`stop` first, then migrate: 0 to 3 ms more than the first: all of migrate's set-up falls into the stun)
 
-Without the hold the state lies here 1 ms after the stop, before the last pages have arrived anywhere.
+Without the hold the state is here 1 ms after the stop, and nothing of it waits for an answer of vmx.
 
 Two rules for the caller:
   - The state may be *sent* at once but given to the destination's QEMU only when every page is placed: devices read
@@ -25,6 +25,9 @@ Two rules for the caller:
 Who runs the guest if vmx dies on the way: until the migration is complete QEMU sees its socket break and lets the
 guest run on by itself; afterwards it stays stopped for ever. So the guest may be handed over only after `save` has
 returned.
+
+A guest that was stopped before (paused) stays stopped through `cancel`; QEMU 7.2 then refuses a further capture until
+the guest has run once.
 
 QEMU: docs/devel/migration, qapi/migration.json.
 """

@@ -137,6 +137,35 @@ async def test_pages_written_while_sending_are_equal_after_the_last_iteration() 
         assert compare(digest_memory(r.source_memory), r.destination.digests).equal
 
 
+async def test_record_sent_hears_the_very_bytes_that_arrive() -> None:
+    """While the guest writes: what a hash tracer is told is what the destination got, page for page."""
+    async with rig(Wiring(channel_count=3)) as r:
+        runs = random_runs(7, 0.2)
+        fill(r.source_memory, runs, 7)
+        heard = np.zeros((PAGE_COUNT, PAGE_BYTES), dtype=np.uint8)
+        stop = threading.Event()
+
+        def record(first: int, copied: memoryview) -> None:
+            pages = np.frombuffer(copied, dtype=np.uint8).reshape(-1, PAGE_BYTES)
+            heard[first : first + len(pages)] = pages
+
+        def write() -> None:
+            random = np.random.default_rng(8)
+            with r.source_memory.mapped() as mapped:
+                while not stop.is_set():
+                    some = random.integers(0, PAGE_COUNT, size=64)
+                    mapped.pages[some] = random.integers(0, 3, dtype=np.uint8)
+
+        writer = asyncio.create_task(asyncio.to_thread(write))
+        try:
+            with r.source_memory.mapped(writable=False) as mapped:
+                await asyncio.to_thread(r.source.send_iteration, 0, runs, mapped, record)
+        finally:
+            stop.set()
+            await writer
+        assert content(r.destination_memory) == heard.tobytes()
+
+
 async def test_digests_something_lay_in_the_destination_is_found() -> None:
     """A page that the destination had and the source never sent does not pass as equal."""
     secret = new_secret()
@@ -409,4 +438,5 @@ async def test_peer_closed_is_raised_after_the_messages_before_it() -> None:
 def test_scenario_holds_on_uvloop(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
     """vmx runs on uvloop; the tests above run on the standard loop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert isinstance(runner.get_loop(), uvloop.Loop)
         runner.run(scenario())

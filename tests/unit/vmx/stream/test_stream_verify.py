@@ -1,6 +1,7 @@
 """Digest tables, the bandwidth cap, and the stream specification's own checks."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -79,8 +80,11 @@ def test_bandwidth_cap_none_never_waits() -> None:
 def test_bandwidth_cap_stopped_returns_at_once() -> None:
     cap = BandwidthCap(1)
     cap.take(10**9)
+    waiting = threading.Thread(target=cap.take, args=(1,), daemon=True)
+    waiting.start()
     cap.stop()
-    cap.take(1)
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,504 @@
+"""FAKE vpxa: the real Vpxa service over real mutual TLS, on hosts that exist in memory only.
+
+    FakeCluster      what the hosts share: datastores with VM homes and owner records, and the migrations
+    FakeVpxaHost     one host: its VMs, its server, and switches to make it misbehave
+    FakeMigration    one migration as both its hosts see it; a test moves it on, or lets it run by itself
+
+It keeps the contract of proto/vpxa/v1 as far as vpxd can see it: power states, faults, masking, owner records.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import grpc
+
+from proto.host.v1 import operations_pb2 as ops
+from proto.vim.v1 import host_pb2, vm_config_pb2
+from proto.vmotion.v1 import spec_pb2, status_pb2
+from proto.vpxa.v1 import service_pb2_grpc
+from runtime.faults import (
+    DuplicateName,
+    FileLocked,
+    FileNotFound,
+    InvalidPowerState,
+    ManagedObjectNotFound,
+    MigrationNotReady,
+    PastPointOfNoReturn,
+    RequestCanceled,
+    TaskInProgress,
+    VimFault,
+)
+from runtime.rpc.faults import fault_to_proto
+from runtime.rpc.identity import Identity, Role
+from runtime.rpc.server import RpcServer, network_server
+
+_Context = grpc.aio.ServicerContext[object, object]
+_ON, _OFF = host_pb2.POWER_STATE_POWERED_ON, host_pb2.POWER_STATE_POWERED_OFF
+GIB = 1024**3
+PHASES_TO_SUCCESS = (
+    status_pb2.MIGRATION_PHASE_HANDSHAKE,
+    status_pb2.MIGRATION_PHASE_PRE_COPY,
+    status_pb2.MIGRATION_PHASE_STUN,
+    status_pb2.MIGRATION_PHASE_CHECKPOINT,
+    status_pb2.MIGRATION_PHASE_SWITCHOVER,
+    status_pb2.MIGRATION_PHASE_VERIFY,
+    status_pb2.MIGRATION_PHASE_COMPLETE,
+    status_pb2.MIGRATION_PHASE_SUCCEEDED,
+)
+
+
+@dataclass
+class FakeHome:
+    """A VM's home folder: its configuration and its owner record."""
+
+    config: vm_config_pb2.VmConfig
+    owner: str
+    epoch: int = 1
+
+
+class FakeMigration:
+    """One migration as both hosts see it."""
+
+    def __init__(self, spec: spec_pb2.MigrationSpec, cluster: "FakeCluster") -> None:
+        self.spec = spec
+        self.status = status_pb2.MigrationStatus(
+            migration_id=spec.migration_id,
+            phase=status_pb2.MIGRATION_PHASE_PREPARE,
+            ram_bytes=spec.vm.ram_bytes,
+        )
+        self.fault: VimFault | None = None
+        self.started = False
+        self.completed: set[str] = set()
+        self.canceled: set[str] = set()
+        self._cluster = cluster
+        self._changed = asyncio.Event()
+
+    @property
+    def ended(self) -> bool:
+        return self.status.phase >= status_pb2.MIGRATION_PHASE_SUCCEEDED
+
+    def move_to(self, phase: status_pb2.MigrationPhase, **fields: int) -> None:
+        """The next published phase; from SWITCHOVER on the owner record names the destination."""
+        if self.ended:
+            return
+        self.status.phase = phase
+        for name, value in fields.items():
+            setattr(self.status, name, value)
+        if phase == status_pb2.MIGRATION_PHASE_SWITCHOVER:
+            self.hand_over()
+        if phase == status_pb2.MIGRATION_PHASE_SUCCEEDED:
+            self.status.stun_ms = 7.5
+            self._cluster.unmask(self)
+        self._wake()
+
+    def hand_over(self) -> None:
+        """The owner record's swap."""
+        home = self._cluster.homes[self.spec.vm_home]
+        if home.owner != self.spec.destination.host_uuid:
+            home.owner, home.epoch = self.spec.destination.host_uuid, home.epoch + 1
+
+    def fail(self, fault: VimFault) -> None:
+        """It fails before the hand-over; the source is as it was."""
+        self.fault = fault
+        self.status.failure = fault.message
+        self.status.phase = status_pb2.MIGRATION_PHASE_FAILED
+        self._wake()
+
+    async def watch(self) -> AsyncIterator[status_pb2.MigrationStatus]:
+        while True:
+            changed, status = self._changed, status_pb2.MigrationStatus()
+            status.CopyFrom(self.status)
+            yield status
+            if status.phase >= status_pb2.MIGRATION_PHASE_SUCCEEDED:
+                return
+            await changed.wait()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+class FakeCluster:
+    """What the fake hosts share. `script`: the phases a started migration goes through by itself; None: the test does it."""
+
+    def __init__(self) -> None:
+        self.homes: dict[str, FakeHome] = {}
+        self.hosts: dict[str, FakeVpxaHost] = {}
+        self.migrations: dict[int, FakeMigration] = {}
+        self.script: tuple[status_pb2.MigrationPhase, ...] | None = PHASES_TO_SUCCESS
+        self.shared = host_pb2.Datastore(
+            name="shared",
+            uuid=str(uuid.uuid4()),
+            capacity_bytes=100 * GIB,
+            free_bytes=50 * GIB,
+            accessible=True,
+        )
+        self._news = asyncio.Event()
+
+    def host(self, host_uuid: str) -> "FakeVpxaHost":
+        return next(host for host in self.hosts.values() if host.info.uuid == host_uuid)
+
+    def add(self, migration: FakeMigration) -> None:
+        self.migrations[migration.spec.migration_id] = migration
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def migration_of(self, vm_name: str, *, started: bool = True) -> FakeMigration:
+        """Waits until a migration of this VM that hasn't ended is there."""
+        while True:
+            for migration in self.migrations.values():
+                if migration.spec.vm.name == vm_name and not migration.ended and migration.started >= started:
+                    return migration
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), 0.05)
+
+    def unmask(self, migration: FakeMigration) -> None:
+        destination = self.host(migration.spec.destination.host_uuid)
+        source = self.host(migration.spec.source.host_uuid)
+        vm = host_pb2.VmState()
+        vm.CopyFrom(source.vms[migration.spec.vm.uuid])
+        vm.ClearField("lock")
+        vm.execution_state = host_pb2.EXECUTION_STATE_RUNNING
+        destination.vms[vm.uuid] = vm
+        destination.changed()
+
+
+@dataclass
+class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
+    """One host. `mute`: WatchHost says nothing more while the connection stays; `refuse`: rpc name -> fault to raise."""
+
+    cluster: FakeCluster
+    identity: Identity
+    info: host_pb2.HostInfo
+    vms: dict[str, host_pb2.VmState] = field(default_factory=dict)
+    mute: bool = False
+    refuse: dict[str, VimFault] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    address: str = "127.0.0.1:0"
+    hold: dict[str, asyncio.Event] = field(default_factory=dict)
+    watchers: int = 0
+
+    def __post_init__(self) -> None:
+        self._server: RpcServer | None = None
+        self._changed = asyncio.Event()
+        self._scripts: set[asyncio.Task[None]] = set()
+        self.cluster.hosts[self.info.name] = self
+
+    async def start(self) -> None:
+        """Listens, at the same address as before after a stop."""
+        server = network_server(self.address, self.identity, frozenset({Role.VPXD}), f"vpxa@{self.info.name}")
+        service_pb2_grpc.add_VpxaServicer_to_server(self, server.grpc)
+        await server.start()
+        self._server, self.address = server, server.address
+
+    async def stop(self) -> None:
+        """As if vpxa had been killed: connections break, VMs and migrations stay."""
+        if self._server is not None:
+            await self._server.stop(0.0)
+            self._server = None
+
+    async def close(self) -> None:
+        """The end of the test."""
+        for script in self._scripts:
+            script.cancel()
+        await asyncio.gather(*self._scripts, return_exceptions=True)
+        await self.stop()
+
+    def changed(self) -> None:
+        """Makes WatchHost tell the host's state now."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def put_vm(self, name: str, *, on: bool = False, ram_bytes: int = GIB) -> host_pb2.VmState:
+        """A VM that is just there, with its home on the shared datastore."""
+        config = vm_config_pb2.VmConfig(
+            uuid=str(uuid.uuid4()),
+            name=name,
+            vcpus=1,
+            ram_bytes=ram_bytes,
+            machine_type="pc-q35-7.2",
+            cpu_model="qemu64",
+            change_version=1,
+        )
+        home = f"[shared] {name}/{name}.vmx"
+        self.cluster.homes[home] = FakeHome(config, self.info.uuid)
+        vm = self._state(config, home)
+        if on:
+            _set_power(vm, on=True)
+        self.vms[config.uuid] = vm
+        self.changed()
+        return vm
+
+    async def GetHost(self, request: ops.GetHostRequest, context: _Context) -> ops.GetHostResponse:
+        await self._enter("GetHost")
+        return ops.GetHostResponse(host=self.info, usage=self._usage())
+
+    async def WatchHost(
+        self, request: ops.WatchHostRequest, context: _Context
+    ) -> AsyncIterator[ops.WatchHostResponse]:
+        await self._enter("WatchHost")
+        self.watchers += 1
+        sequence = 0
+        while True:
+            changed = self._changed
+            if not self.mute:
+                sequence += 1
+                yield ops.WatchHostResponse(
+                    host=self.info, usage=self._usage(), vms=self.vms.values(), sequence=sequence
+                )
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), request.heartbeat_s or 1.0)
+
+    async def CreateVm(self, request: ops.CreateVmRequest, context: _Context) -> ops.VmResponse:
+        await self._enter("CreateVm")
+        home = f"[{request.datastore}] {request.config.name}/{request.config.name}.vmx"
+        if home in self.cluster.homes:
+            raise DuplicateName("there is such a VM", kind="vm", name=request.config.name)
+        request.config.change_version = 1
+        self.cluster.homes[home] = FakeHome(request.config, self.info.uuid)
+        return self._answer(self._state(request.config, home))
+
+    async def RegisterVm(self, request: ops.RegisterVmRequest, context: _Context) -> ops.VmResponse:
+        await self._enter("RegisterVm")
+        home = self.cluster.homes.get(request.home)
+        if home is None:
+            raise FileNotFound("there is no such file", path=request.home)
+        others = [host for host in self.cluster.hosts.values() if home.config.uuid in host.vms]
+        if others:
+            raise FileLocked("another host owns it", path=request.home, owner=others[0].info.name)
+        home.owner, home.epoch = self.info.uuid, home.epoch + 1
+        return self._answer(self._state(home.config, request.home))
+
+    async def UnregisterVm(self, request: ops.VmRequest, context: _Context) -> ops.EmptyResponse:
+        await self._enter("UnregisterVm")
+        del self.vms[self._vm(request.vm_uuid, _OFF).uuid]
+        self.changed()
+        return ops.EmptyResponse()
+
+    async def DestroyVm(self, request: ops.VmRequest, context: _Context) -> ops.EmptyResponse:
+        await self._enter("DestroyVm")
+        vm = self._vm(request.vm_uuid, _OFF)
+        del self.vms[vm.uuid], self.cluster.homes[vm.home]
+        self.changed()
+        return ops.EmptyResponse()
+
+    async def ReconfigureVm(self, request: ops.ReconfigureVmRequest, context: _Context) -> ops.VmResponse:
+        await self._enter("ReconfigureVm")
+        vm = self._vm(request.vm_uuid, _OFF)
+        vm.config.CopyFrom(request.config)
+        vm.config.change_version += 1
+        vm.name = vm.config.name
+        self.cluster.homes[vm.home].config.CopyFrom(vm.config)
+        return self._answer(vm)
+
+    async def PowerOnVm(self, request: ops.VmRequest, context: _Context) -> ops.VmResponse:
+        await self._enter("PowerOnVm")
+        vm = self._vm(request.vm_uuid, _OFF)
+        _set_power(vm, on=True)
+        return self._answer(vm)
+
+    async def PowerOffVm(self, request: ops.VmRequest, context: _Context) -> ops.VmResponse:
+        await self._enter("PowerOffVm")
+        vm = self._vm(request.vm_uuid, _ON)
+        _set_power(vm, on=False)
+        return self._answer(vm)
+
+    async def ResetVm(self, request: ops.VmRequest, context: _Context) -> ops.VmResponse:
+        await self._enter("ResetVm")
+        return self._answer(self._vm(request.vm_uuid, _ON))
+
+    async def ReadConsole(
+        self, request: ops.ReadConsoleRequest, context: _Context
+    ) -> AsyncIterator[ops.ReadConsoleResponse]:
+        await self._enter("ReadConsole")
+        vm = self._vm(request.vm_uuid)
+        for word in ("hello ", "from ", vm.name):
+            yield ops.ReadConsoleResponse(data=word.encode())
+
+    async def PrepareDestination(
+        self, request: ops.PrepareDestinationRequest, context: _Context
+    ) -> ops.PrepareDestinationResponse:
+        self.cluster.add(FakeMigration(request.spec, self.cluster))
+        await self._enter("PrepareDestination")
+        ticket = spec_pb2.DestinationTicket(
+            migration_id=request.spec.migration_id,
+            vmotion_address=self.info.vmotion_address,
+            port=8000,
+            token=b"t" * 32,
+            ram_bytes=request.spec.vm.ram_bytes,
+            stream_version_min=1,
+            stream_version_max=1,
+        )
+        return ops.PrepareDestinationResponse(ticket=ticket)
+
+    async def StartSource(self, request: ops.StartSourceRequest, context: _Context) -> ops.EmptyResponse:
+        await self._enter("StartSource")
+        vm = self._vm(request.spec.vm.uuid, _ON)
+        migration = self._migration(request.spec.migration_id)
+        migration.started = True
+        vm.execution_state = host_pb2.EXECUTION_STATE_EMIGRATING
+        vm.lock.operation, vm.lock.task = "emigrating", request.spec.task_id
+        if self.cluster.script is not None:
+            script = asyncio.create_task(_run_script(migration, self.cluster.script))
+            self._scripts.add(script)
+        self.changed()
+        return ops.EmptyResponse()
+
+    async def WatchMigration(
+        self, request: ops.MigrationRequest, context: _Context
+    ) -> AsyncIterator[ops.WatchMigrationResponse]:
+        await self._enter("WatchMigration")
+        migration = self._started(request.migration_id)
+        async for status in migration.watch():
+            answer = ops.WatchMigrationResponse(status=status)
+            if migration.fault is not None and status.phase == status_pb2.MIGRATION_PHASE_FAILED:
+                answer.fault.CopyFrom(fault_to_proto(migration.fault, f"vmx@{self.info.name}"))
+            yield answer
+
+    async def CancelMigration(self, request: ops.MigrationRequest, context: _Context) -> ops.EmptyResponse:
+        await self._enter("CancelMigration")
+        migration = self._migration(request.migration_id)
+        phase = migration.status.phase
+        if status_pb2.MIGRATION_PHASE_SWITCHOVER <= phase <= status_pb2.MIGRATION_PHASE_SUCCEEDED:
+            raise PastPointOfNoReturn("too late", phase="switchover")
+        migration.canceled.add(self.info.name)
+        if not migration.ended:
+            migration.fail(RequestCanceled("canceled", phase=str(phase)))
+        vm = self.vms.get(migration.spec.vm.uuid)
+        if vm is not None:
+            vm.ClearField("lock")
+            vm.execution_state = host_pb2.EXECUTION_STATE_RUNNING
+        self.changed()
+        return ops.EmptyResponse()
+
+    async def CompleteMigration(self, request: ops.MigrationRequest, context: _Context) -> ops.VmResponse:
+        await self._enter("CompleteMigration")
+        migration = self._migration(request.migration_id)
+        if migration.status.phase != status_pb2.MIGRATION_PHASE_SUCCEEDED:
+            raise MigrationNotReady("it hasn't succeeded", reason="phase")
+        migration.completed.add(self.info.name)
+        if self.info.uuid == migration.spec.source.host_uuid:
+            self.vms.pop(migration.spec.vm.uuid, None)
+            self.changed()
+            return ops.VmResponse()
+        return ops.VmResponse(vm=self.vms[migration.spec.vm.uuid])
+
+    async def QueryMigration(
+        self, request: ops.MigrationRequest, context: _Context
+    ) -> ops.QueryMigrationResponse:
+        await self._enter("QueryMigration")
+        migration = self._migration(request.migration_id)
+        is_source = self.info.uuid == migration.spec.source.host_uuid
+        if is_source:
+            self._started(request.migration_id)
+        home = self.cluster.homes[migration.spec.vm_home]
+        answer = ops.QueryMigrationResponse(
+            role=ops.MIGRATION_ROLE_SOURCE if is_source else ops.MIGRATION_ROLE_DESTINATION,
+            status=migration.status,
+            open=self.info.name not in migration.completed | migration.canceled,
+        )
+        answer.owner.owner_host_uuid, answer.owner.epoch = home.owner, home.epoch
+        if migration.fault is not None:
+            answer.fault.CopyFrom(fault_to_proto(migration.fault, f"vmx@{self.info.name}"))
+        return answer
+
+    async def _enter(self, rpc: str) -> None:
+        self.calls.append(rpc)
+        if rpc in self.hold:
+            await self.hold[rpc].wait()
+        if rpc in self.refuse:
+            raise self.refuse[rpc]
+
+    def _vm(self, vm_uuid: str, required: int | None = None) -> host_pb2.VmState:
+        vm = self.vms.get(vm_uuid)
+        if vm is None:
+            raise ManagedObjectNotFound("no such VM here", kind="vm", key=vm_uuid)
+        if vm.HasField("lock"):
+            raise TaskInProgress(
+                "it is locked", entity=vm.name, task=vm.lock.task, operation=vm.lock.operation
+            )
+        if required is not None and vm.power_state != required:
+            raise InvalidPowerState("not in this power state", state=str(vm.power_state), required=str(required))
+        return vm
+
+    def _migration(self, migration_id: int) -> FakeMigration:
+        migration = self.cluster.migrations.get(migration_id)
+        if migration is None:
+            raise ManagedObjectNotFound("no such migration", kind="migration", key=str(migration_id))
+        return migration
+
+    def _started(self, migration_id: int) -> FakeMigration:
+        migration = self._migration(migration_id)
+        if not migration.started:
+            raise ManagedObjectNotFound("no such migration", kind="migration", key=str(migration_id))
+        return migration
+
+    def _state(self, config: vm_config_pb2.VmConfig, home: str) -> host_pb2.VmState:
+        return host_pb2.VmState(
+            uuid=config.uuid,
+            name=config.name,
+            home=home,
+            power_state=_OFF,
+            execution_state=host_pb2.EXECUTION_STATE_OFF,
+            config=config,
+        )
+
+    def _answer(self, vm: host_pb2.VmState) -> ops.VmResponse:
+        self.vms[vm.uuid] = vm
+        self.changed()
+        return ops.VmResponse(vm=vm)
+
+    def _usage(self) -> host_pb2.HostUsage:
+        running = [vm for vm in self.vms.values() if vm.power_state == _ON]
+        return host_pb2.HostUsage(
+            memory_reserved_bytes=sum(vm.config.ram_bytes for vm in running),
+            vcpus_reserved=sum(vm.config.vcpus for vm in running),
+        )
+
+
+def fake_host_info(name: str, number: int, cluster: FakeCluster) -> host_pb2.HostInfo:
+    """A host with 8 GiB and 16 vCPUs, the shared datastore and a local one."""
+    local = host_pb2.Datastore(
+        name="local",
+        uuid=str(uuid.uuid4()),
+        capacity_bytes=10 * GIB,
+        free_bytes=5 * GIB,
+        accessible=True,
+    )
+    return host_pb2.HostInfo(
+        uuid=str(uuid.uuid4()),
+        name=name,
+        management_address=f"127.0.1.{number}",
+        vmotion_address=f"127.0.2.{number}",
+        memory_bytes=8 * GIB,
+        cpu_cores=2,
+        vcpu_capacity=16,
+        capability=host_pb2.HostCapability(
+            qemu_version="7.2.22",
+            machine_types=["pc-q35-7.1", "pc-q35-7.2"],
+            cpu_models=["qemu64", "max"],
+            accelerator="tcg",
+            stream_version_min=1,
+            stream_version_max=1,
+        ),
+        datastores=[cluster.shared, local],
+        version="0.1.0",
+    )
+
+
+def _set_power(vm: host_pb2.VmState, *, on: bool) -> None:
+    vm.power_state = _ON if on else _OFF
+    vm.execution_state = host_pb2.EXECUTION_STATE_RUNNING if on else host_pb2.EXECUTION_STATE_OFF
+
+
+async def _run_script(migration: FakeMigration, phases: tuple[status_pb2.MigrationPhase, ...]) -> None:
+    total = migration.spec.vm.ram_bytes // 4096
+    for phase in phases:
+        await asyncio.sleep(0.01)
+        if phase == status_pb2.MIGRATION_PHASE_PRE_COPY:
+            migration.move_to(phase, pages_total=total, pages_sent=total // 2, pages_remaining=total // 2)
+        else:
+            migration.move_to(phase)
