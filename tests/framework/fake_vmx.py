@@ -4,7 +4,7 @@
 
 It keeps to vmx's contract with hostd: socket, pid file, run lock inherited by the guest, owner record, states, end of
 the process. What it does beyond that is told to it: at the start by words in the VM's annotation (`fail-start`,
-`fail-prepare`, `deaf-power-off`), later by lines on its control socket (`control` below sends them):
+`fail-prepare`, `hang-prepare`, `deaf-power-off`), later by lines on its control socket (`control` below sends them):
 
     progress N     the migration is in iteration N of pre-copy
     hand-over      source: the owner record names the destination, the guest is stunned
@@ -133,6 +133,8 @@ class FakeVmx(service_pb2_grpc.VmxServicer):
         if "fail-prepare" in self._annotation:
             raise GuestStartFailed("The fake guest was told not to be prepared.", reason="fail-prepare")
         self._start_guest(lock)
+        if "hang-prepare" in self._annotation:
+            await asyncio.sleep(600)
         self._publish(status_pb2.MIGRATION_PHASE_PREPARE)
         self._set(host_pb2.EXECUTION_STATE_IMMIGRATING)
         ticket = spec_pb2.DestinationTicket(

@@ -34,101 +34,21 @@ from runtime.faults import (
 from runtime.rpc.faults import fault_to_proto
 from runtime.rpc.identity import Identity, Role
 from runtime.rpc.server import RpcServer, network_server
+from tests.framework.fake_migration import PHASES_TO_SUCCESS, FakeHome, FakeMigration, run_script
 
 _Context = grpc.aio.ServicerContext[object, object]
 _ON, _OFF = host_pb2.POWER_STATE_POWERED_ON, host_pb2.POWER_STATE_POWERED_OFF
 GIB = 1024**3
-PHASES_TO_SUCCESS = (
-    status_pb2.MIGRATION_PHASE_HANDSHAKE,
-    status_pb2.MIGRATION_PHASE_PRE_COPY,
-    status_pb2.MIGRATION_PHASE_STUN,
-    status_pb2.MIGRATION_PHASE_CHECKPOINT,
-    status_pb2.MIGRATION_PHASE_SWITCHOVER,
-    status_pb2.MIGRATION_PHASE_VERIFY,
-    status_pb2.MIGRATION_PHASE_COMPLETE,
-    status_pb2.MIGRATION_PHASE_SUCCEEDED,
-)
-
-
-@dataclass
-class FakeHome:
-    """A VM's home folder: its configuration and its owner record."""
-
-    config: vm_config_pb2.VmConfig
-    owner: str
-    epoch: int = 1
-
-
-class FakeMigration:
-    """One migration as both hosts see it."""
-
-    def __init__(self, spec: spec_pb2.MigrationSpec, cluster: "FakeCluster") -> None:
-        self.spec = spec
-        self.status = status_pb2.MigrationStatus(
-            migration_id=spec.migration_id,
-            phase=status_pb2.MIGRATION_PHASE_PREPARE,
-            ram_bytes=spec.vm.ram_bytes,
-        )
-        self.fault: VimFault | None = None
-        self.started = False
-        self.completed: set[str] = set()
-        self.canceled: set[str] = set()
-        self._cluster = cluster
-        self._changed = asyncio.Event()
-
-    @property
-    def ended(self) -> bool:
-        return self.status.phase >= status_pb2.MIGRATION_PHASE_SUCCEEDED
-
-    def move_to(self, phase: status_pb2.MigrationPhase, **fields: int) -> None:
-        """The next published phase; from SWITCHOVER on the owner record names the destination."""
-        if self.ended:
-            return
-        self.status.phase = phase
-        for name, value in fields.items():
-            setattr(self.status, name, value)
-        if phase == status_pb2.MIGRATION_PHASE_SWITCHOVER:
-            self.hand_over()
-        if phase == status_pb2.MIGRATION_PHASE_SUCCEEDED:
-            self.status.stun_ms = 7.5
-            self._cluster.unmask(self)
-        self._wake()
-
-    def hand_over(self) -> None:
-        """The owner record's swap."""
-        home = self._cluster.homes[self.spec.vm_home]
-        if home.owner != self.spec.destination.host_uuid:
-            home.owner, home.epoch = self.spec.destination.host_uuid, home.epoch + 1
-
-    def fail(self, fault: VimFault) -> None:
-        """It fails before the hand-over; the source is as it was."""
-        self.fault = fault
-        self.status.failure = fault.message
-        self.status.phase = status_pb2.MIGRATION_PHASE_FAILED
-        self._wake()
-
-    async def watch(self) -> AsyncIterator[status_pb2.MigrationStatus]:
-        while True:
-            changed, status = self._changed, status_pb2.MigrationStatus()
-            status.CopyFrom(self.status)
-            yield status
-            if status.phase >= status_pb2.MIGRATION_PHASE_SUCCEEDED:
-                return
-            await changed.wait()
-
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
 
 
 class FakeCluster:
-    """What the fake hosts share. `script`: the phases a started migration goes through by itself; None: the test does it."""
+    """What the fake hosts share. `script`: the phases that a started migration goes through; None: the test does it."""
 
     def __init__(self) -> None:
         self.homes: dict[str, FakeHome] = {}
         self.hosts: dict[str, FakeVpxaHost] = {}
         self.migrations: dict[int, FakeMigration] = {}
-        self.script: tuple[status_pb2.MigrationPhase, ...] | None = PHASES_TO_SUCCESS
+        self.script: tuple[status_pb2.MigrationPhase.ValueType, ...] | None = PHASES_TO_SUCCESS
         self.shared = host_pb2.Datastore(
             name="shared",
             uuid=str(uuid.uuid4()),
@@ -168,7 +88,10 @@ class FakeCluster:
 
 @dataclass
 class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
-    """One host. `mute`: WatchHost says nothing more while the connection stays; `refuse`: rpc name -> fault to raise."""
+    """One host. `mute`: WatchHost says nothing more while the connection stays.
+
+    `refuse`: the rpc's name -> the fault to raise; `hold`: -> the event to wait for before answering.
+    """
 
     cluster: FakeCluster
     identity: Identity
@@ -342,7 +265,7 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
         vm.execution_state = host_pb2.EXECUTION_STATE_EMIGRATING
         vm.lock.operation, vm.lock.task = "emigrating", request.spec.task_id
         if self.cluster.script is not None:
-            script = asyncio.create_task(_run_script(migration, self.cluster.script))
+            script = asyncio.create_task(run_script(migration, self.cluster.script))
             self._scripts.add(script)
         self.changed()
         return ops.EmptyResponse()
@@ -421,7 +344,9 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
                 "it is locked", entity=vm.name, task=vm.lock.task, operation=vm.lock.operation
             )
         if required is not None and vm.power_state != required:
-            raise InvalidPowerState("not in this power state", state=str(vm.power_state), required=str(required))
+            raise InvalidPowerState(
+                "not in this power state", state=str(vm.power_state), required=str(required)
+            )
         return vm
 
     def _migration(self, migration_id: int) -> FakeMigration:
@@ -492,13 +417,3 @@ def fake_host_info(name: str, number: int, cluster: FakeCluster) -> host_pb2.Hos
 def _set_power(vm: host_pb2.VmState, *, on: bool) -> None:
     vm.power_state = _ON if on else _OFF
     vm.execution_state = host_pb2.EXECUTION_STATE_RUNNING if on else host_pb2.EXECUTION_STATE_OFF
-
-
-async def _run_script(migration: FakeMigration, phases: tuple[status_pb2.MigrationPhase, ...]) -> None:
-    total = migration.spec.vm.ram_bytes // 4096
-    for phase in phases:
-        await asyncio.sleep(0.01)
-        if phase == status_pb2.MIGRATION_PHASE_PRE_COPY:
-            migration.move_to(phase, pages_total=total, pages_sent=total // 2, pages_remaining=total // 2)
-        else:
-            migration.move_to(phase)

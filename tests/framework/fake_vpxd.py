@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import Message
@@ -25,7 +25,11 @@ from runtime.rpc.identity import ClusterAuthority, Role
 from runtime.rpc.server import network_server
 
 MIB = 1 << 20
-Context = grpc.aio.ServicerContext  # type: ignore[type-arg]
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]  # generic in its stub only
+else:
+    Context = grpc.aio.ServicerContext
 
 
 @dataclass
@@ -103,6 +107,11 @@ class FakeVpxd(service_pb2_grpc.VpxdServicer):
     async def ListHosts(self, request: Any, context: Context) -> service_pb2.ListHostsResponse:
         self._asked("ListHosts", request)
         return service_pb2.ListHostsResponse(hosts=self.world.hosts)
+
+    async def ListDatacenters(self, request: Any, context: Context) -> service_pb2.ListDatacentersResponse:
+        self._asked("ListDatacenters", request)
+        one = inventory_pb2.Datacenter(id="datacenter-1", name="Datacenter")
+        return service_pb2.ListDatacentersResponse(datacenters=[one])
 
     async def ListClusters(self, request: Any, context: Context) -> service_pb2.ListClustersResponse:
         self._asked("ListClusters", request)

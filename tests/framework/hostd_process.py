@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import grpc
 
@@ -25,7 +26,15 @@ from tests.framework import fake_vmx
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
+_T = TypeVar("_T")
 _START_TIMEOUT_S = 30.0
+
+
+async def read_one(call: grpc.aio.UnaryStreamCall[Any, _T]) -> _T:
+    """The next message of a stream that hasn't ended."""
+    message = await call.read()
+    assert message is not grpc.aio.EOF
+    return cast(_T, message)
 
 
 class HostdHost:
@@ -53,7 +62,7 @@ class HostdHost:
         }
         self.process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.aio.Channel | None = None
-        self.hostd: service_pb2_grpc.HostdStub
+        self.hostd: service_pb2_grpc.HostdAsyncStub
 
     async def start(self) -> None:
         """Start hostd; returns when it serves."""
@@ -71,11 +80,11 @@ class HostdHost:
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End hostd alone; vmx processes and guests live on. Returns its exit status."""
         assert self.process is not None
+        self.process.send_signal(number)
+        status = await asyncio.to_thread(self.process.wait, 20)
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
-        self.process.send_signal(number)
-        status = await asyncio.to_thread(self.process.wait, 20)
         self.process = None
         return status
 
@@ -114,13 +123,13 @@ class HostdHost:
     async def vms(self) -> dict[str, host_pb2.VmState]:
         """The VMs in the first message of WatchHost, by name."""
         call = self.hostd.WatchHost(operations_pb2.WatchHostRequest(), timeout=10)
-        first = await call.read()
+        first = await read_one(call)
         call.cancel()
         return {vm.name: vm for vm in first.vms}
 
     async def until(self, name: str, condition: str, timeout_s: float = 15) -> host_pb2.VmState | None:
         """Wait by WatchHost until the VM is "on", "off", "gone", "locked" or "unlocked"."""
-        tests = {
+        tests: dict[str, Callable[[host_pb2.VmState | None], bool]] = {
             "on": lambda vm: vm is not None and vm.power_state == host_pb2.POWER_STATE_POWERED_ON,
             "off": lambda vm: vm is not None and vm.power_state == host_pb2.POWER_STATE_POWERED_OFF,
             "gone": lambda vm: vm is None,

@@ -15,6 +15,7 @@ import tempfile
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from images.cmdline import kernel_command_line
 from proto.host.v1 import operations_pb2
@@ -25,6 +26,9 @@ from runtime.ondisk import owner_record
 from runtime.rpc.channel import unix_channel
 from runtime.rpc.faults import remote_faults
 from tests.framework.guest_processes import GUEST_INITRD, GUEST_KERNEL
+
+if TYPE_CHECKING:  # in the stubs only
+    from proto.vmx.v1.service_pb2_grpc import VmxAsyncStub
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _START_DEADLINE_S = 20.0
@@ -46,7 +50,7 @@ class VmxProcess:
     host: VmxHost
     run_dir: Path
     process: subprocess.Popen[bytes]
-    stub: service_pb2_grpc.VmxStub
+    stub: "VmxAsyncStub"
     close_channel: contextlib.AsyncExitStack
 
     async def state(self) -> service_pb2.GetStateResponse:

@@ -3,11 +3,8 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
-
-import grpc
 
 from proto.vim.v1 import task_pb2, vm_config_pb2
 from proto.vpxd.v1 import inventory_pb2, service_pb2, service_pb2_grpc
@@ -173,13 +170,3 @@ async def vpxd_rig(directory: Path, *hosts: str, patience: Patience = FAST) -> A
         yield rig
     finally:
         await rig.close()
-
-
-def with_heartbeat_timeout(config: Config, seconds: float) -> Config:
-    """The same settings with another heartbeat timeout."""
-    return replace(config, heartbeat_timeout_s=seconds)
-
-
-def code_of(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
-    """The status of a refused rpc."""
-    return error.code()

@@ -59,7 +59,8 @@ def test_swap_raced_by_many_has_exactly_one_winner(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b'{"vm_uuid": 1, "owner_host_uuid": "a", "epoch": 1}', b"\xff\xfe",
-     b'{"vm_uuid": "v", "owner_host_uuid": "a", "epoch": 0}', b'{"vm_uuid": "v", "owner_host_uuid": "a", "epoch": true}',
+     b'{"vm_uuid": "v", "owner_host_uuid": "a", "epoch": 0}',
+     b'{"vm_uuid": "v", "owner_host_uuid": "a", "epoch": true}',
      b'{"vm_uuid": "v", "owner_host_uuid": "a"}', b" " * 5000],
 )  # fmt: skip
 def test_read_a_hostile_record_is_refused(tmp_path: Path, content: bytes) -> None:

@@ -11,19 +11,16 @@ from vmx.migration.switchover import (
     DESTINATION_TABLE,
     SOURCE_RUNS,
     SOURCE_TABLE,
-    DestinationAction,
-    DestinationEvent,
-    DestinationState,
-    SourceAction,
-    SourceEvent,
-    SourceState,
     SwitchoverError,
     destination_step,
     source_step,
 )
-
-S, SE, SA = SourceState, SourceEvent, SourceAction
-D, DE, DA = DestinationState, DestinationEvent, DestinationAction
+from vmx.migration.switchover import DestinationAction as DA
+from vmx.migration.switchover import DestinationEvent as DE
+from vmx.migration.switchover import DestinationState as D
+from vmx.migration.switchover import SourceAction as SA
+from vmx.migration.switchover import SourceEvent as SE
+from vmx.migration.switchover import SourceState as S
 
 
 def test_source_step_pairs_outside_the_table_are_refused() -> None:

@@ -1,0 +1,1 @@
+"""What this host is, what it can and how it does."""

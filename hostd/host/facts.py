@@ -1,0 +1,67 @@
+"""Pure: no I/O, no clock, no logging. What this host is and can, as values."""
+
+import re
+from dataclasses import dataclass
+
+from proto.vim.v1 import host_pb2
+
+# Streams that vmx of this version speaks (vmx/stream); a test compares them.
+STREAM_VERSION_MIN = 1
+STREAM_VERSION_MAX = 1
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a QEMU binary offers on this machine."""
+
+    qemu_version: str
+    machine_types: tuple[str, ...]
+    cpu_models: tuple[str, ...]
+    accelerator: str
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What the host is and can, for as long as hostd runs."""
+
+    uuid: str
+    name: str
+    management_address: str
+    vmotion_address: str
+    memory_bytes: int
+    cpu_cores: int
+    vcpu_capacity: int
+    version: str
+    capability: Capability
+
+    @property
+    def machine_types(self) -> tuple[str, ...]:
+        """Versioned machine types of its QEMU."""
+        return self.capability.machine_types
+
+    def to_proto(self, datastores: list[host_pb2.Datastore]) -> host_pb2.HostInfo:
+        """As vpxd is told."""
+        return host_pb2.HostInfo(
+            uuid=self.uuid,
+            name=self.name,
+            management_address=self.management_address,
+            vmotion_address=self.vmotion_address,
+            memory_bytes=self.memory_bytes,
+            cpu_cores=self.cpu_cores,
+            vcpu_capacity=self.vcpu_capacity,
+            capability=host_pb2.HostCapability(
+                qemu_version=self.capability.qemu_version,
+                machine_types=self.capability.machine_types,
+                cpu_models=self.capability.cpu_models,
+                accelerator=self.capability.accelerator,
+                stream_version_min=STREAM_VERSION_MIN,
+                stream_version_max=STREAM_VERSION_MAX,
+            ),
+            datastores=datastores,
+            version=self.version,
+        )
+
+
+def machine_order(machine_type: str) -> tuple[bool, tuple[int, ...]]:
+    """Sorts machine types by preference: q35 above i440fx, then by version."""
+    return "q35" in machine_type, tuple(int(number) for number in re.findall(r"[0-9]+", machine_type)[1:])

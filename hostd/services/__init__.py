@@ -1,0 +1,1 @@
+"""hostd's gRPC services: thin adapters from messages to calls."""

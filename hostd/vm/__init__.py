@@ -1,0 +1,1 @@
+"""The host's virtual machines: registry, files, power, and their vmx processes."""

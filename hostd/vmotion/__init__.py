@@ -1,0 +1,1 @@
+"""hostd's half of a live migration: admission, journal, source, destination, recovery."""

@@ -1,0 +1,80 @@
+"""The tables at the end of a migration."""
+
+import io
+
+from rich.console import Console
+
+from proto.vim.v1 import task_pb2
+from proto.vmotion.v1 import status_pb2
+from tests.framework.fake_vpxd import migration_script
+from vpxd.cli.migration_report import PhaseTimes, phase_rows, report, stun_parts, stun_table, summary
+from vpxd.cli.migration_view import picture
+
+_P = status_pb2
+
+
+def _text(view: object) -> str:
+    console = Console(file=io.StringIO(), width=120, markup=False, highlight=False)
+    console.print(view)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def _last() -> status_pb2.MigrationStatus:
+    return migration_script()[-1].migration
+
+
+def test_phase_times_each_phase_lasts_until_the_next_begins() -> None:
+    times = PhaseTimes()
+    assert times.see(_P.MIGRATION_PHASE_UNSPECIFIED, 1.0)
+    assert not times.see(_P.MIGRATION_PHASE_PREPARE, 1.5), "vpxd's own checks count as preparing"
+    assert times.see(_P.MIGRATION_PHASE_PRE_COPY, 2.0)
+    assert times.lasted_ms(5.0) == {_P.MIGRATION_PHASE_PREPARE: 1000, _P.MIGRATION_PHASE_PRE_COPY: 3000}
+
+
+def test_phase_rows_stun_is_one_row_with_the_sources_figure_before_verify() -> None:
+    lasted: dict[int, float] = {
+        _P.MIGRATION_PHASE_PRE_COPY: 200.0,
+        _P.MIGRATION_PHASE_STUN: 1.0,
+        _P.MIGRATION_PHASE_CHECKPOINT: 1.0,
+        _P.MIGRATION_PHASE_VERIFY: 50.0,
+        _P.MIGRATION_PHASE_SUCCEEDED: 0.1,
+    }
+    rows = phase_rows(_last(), lasted)
+    assert [name for name, _, _ in rows] == ["pre-copy", "stun", "verify", "total"]
+    assert rows[1][1] == _last().stun_ms
+
+
+def test_phase_rows_stun_too_short_to_be_seen_is_there_all_the_same() -> None:
+    lasted: dict[int, float] = {_P.MIGRATION_PHASE_PRE_COPY: 200.0, _P.MIGRATION_PHASE_VERIFY: 50.0}
+    assert [name for name, _, _ in phase_rows(_last(), lasted)] == ["pre-copy", "stun", "verify", "total"]
+
+
+def test_stun_table_parts_and_shares_add_up() -> None:
+    status = _last()
+    assert abs(sum(ms for _, ms in stun_parts(status)) - status.stun_ms) < 1e-6
+    text = _text(stun_table(status))
+    assert "device state" in text
+    assert "100 %" in text
+
+
+def test_report_of_nothing_measured_doesnt_divide_by_zero() -> None:
+    status = status_pb2.MigrationStatus(iterations=[status_pb2.Iteration(number=0)])
+    assert "PASS" in _text(report(status, {}))
+    assert "0 %" not in _text(stun_table(status_pb2.MigrationStatus())).replace("100 %", "")
+
+
+def test_summary_says_plainly_what_wasnt_encrypted_or_verified() -> None:
+    text = summary(status_pb2.MigrationStatus(stun_ms=5))
+    assert "NOT encrypted" in text
+    assert "memory not verified" in text
+
+
+def test_picture_of_every_state_of_a_migration_fits_a_terminal() -> None:
+    times = PhaseTimes()
+    assert "prepare" in _text(picture("web01", task_pb2.TaskInfo(), times, 0.0))
+    for number, task in enumerate(migration_script()):
+        times.see(task.migration.phase, float(number))
+        lines = _text(picture("web01: esx01 → esx02", task, times, number + 0.5)).splitlines()
+        assert max(map(len, lines)) <= 120
+        assert any("pre-copy" in line for line in lines)

@@ -1,0 +1,1 @@
+"""vpxd's side of its hosts: one agent per host owns the connection to the host's vpxa."""

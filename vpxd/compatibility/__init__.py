@@ -1,0 +1,1 @@
+"""Can this VM go to that host, and if not, why: one pure function per subject."""

@@ -1,0 +1,1 @@
+"""How a host gets its certificate: one-time tokens."""

@@ -1,0 +1,118 @@
+"""The inventory's records: what survives a restart. Pure: no I/O, no clock, no logging.
+
+    Datacenter 1-n Cluster 1-n Host 1-n Vm          Datastore, Network: seen by hosts (HostInfo says by which)
+
+A record is never changed, only replaced, in a transaction of vpxd/inventory/store.py.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from vpxd.inventory.values import HostInfo, PowerState, VmConfig
+
+
+@dataclass(frozen=True)
+class Datacenter:
+    """The top of the inventory."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Hosts among which VMs move."""
+
+    id: str
+    name: str
+    datacenter: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host that was added. `address` is "address:port" of its vpxa."""
+
+    id: str
+    name: str
+    cluster: str
+    address: str
+    info: HostInfo
+
+
+@dataclass(frozen=True)
+class Datastore:
+    """A datastore that at least one added host mounts; two hosts that read one uuid share it."""
+
+    id: str
+    name: str
+    uuid: str
+    capacity_bytes: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the cluster's networks."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Vm:
+    """A VM. `host` is empty where no host has it registered (orphaned)."""
+
+    id: str
+    host: str
+    home: str
+    power_state: PowerState
+    config: VmConfig
+    failure: str = ""
+
+    @property
+    def uuid(self) -> str:
+        """The instance uuid: the same on every host."""
+        return self.config.uuid
+
+    @property
+    def name(self) -> str:
+        """The display name."""
+        return self.config.name
+
+
+@dataclass(frozen=True)
+class Enrollment:
+    """A host that has joined: it has a certificate of this cluster and said where its vpxa listens."""
+
+    host_name: str
+    address: str
+    joined_at: datetime
+
+
+@dataclass(frozen=True)
+class JoinToken:
+    """A one-time token, as its sha256 only."""
+
+    digest: str
+    host_name: str
+    expires_at: datetime
+    used: bool = False
+
+
+@dataclass(frozen=True)
+class MigrationEntry:
+    """The journal of a migration under way; it is deleted in the transaction that ends the migration.
+
+    `live` tells a live migration from one of the registration only; `completing`: the VM is at the destination, the
+    source hasn't been told yet.
+    """
+
+    task: str
+    migration_id: int
+    vm: str
+    source: str
+    destination: str
+    live: bool
+    completing: bool = False
+
+
+Record = Datacenter | Cluster | Host | Datastore | Network | Vm | Enrollment | JoinToken | MigrationEntry

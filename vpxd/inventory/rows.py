@@ -1,0 +1,136 @@
+"""Records to rows of the database and back, one pair of functions per kind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+from vpxd.inventory import model, records
+from vpxd.inventory.values import PowerState
+from vpxd.wire import host_info_from_json, host_info_to_json, vm_config_from_json, vm_config_to_json
+
+R = TypeVar("R")
+
+
+def naive_utc(moment: datetime) -> datetime:
+    """As the database keeps times: UTC, without a zone."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def aware_utc(moment: datetime) -> datetime:
+    """The inverse of `naive_utc`."""
+    return moment.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Table(Generic[R]):
+    """How one kind of record is kept. `key` is the value of the row's primary key."""
+
+    row: type[model.Base]
+    key: Callable[[R], str]
+    to_row: Callable[[R], model.Base]
+    from_row: Callable[[Any], R]
+
+
+def _host_row(host: records.Host) -> model.HostRow:
+    return model.HostRow(
+        id=host.id,
+        name=host.name,
+        cluster=host.cluster,
+        address=host.address,
+        info=host_info_to_json(host.info),
+    )
+
+
+def _vm_row(vm: records.Vm) -> model.VmRow:
+    return model.VmRow(
+        id=vm.id,
+        uuid=vm.uuid,
+        name=vm.name,
+        host=vm.host,
+        home=vm.home,
+        power_state=vm.power_state.value,
+        failure=vm.failure,
+        config=vm_config_to_json(vm.config),
+    )
+
+
+def _vm(row: model.VmRow) -> records.Vm:
+    return records.Vm(
+        row.id, row.host, row.home, PowerState(row.power_state), vm_config_from_json(row.config), row.failure
+    )
+
+
+def _migration_row(entry: records.MigrationEntry) -> model.MigrationRow:
+    return model.MigrationRow(
+        task=entry.task,
+        migration_id=entry.migration_id,
+        vm=entry.vm,
+        source=entry.source,
+        destination=entry.destination,
+        live=entry.live,
+        completing=entry.completing,
+    )
+
+
+def _migration(row: model.MigrationRow) -> records.MigrationEntry:
+    return records.MigrationEntry(
+        row.task, row.migration_id, row.vm, row.source, row.destination, row.live, row.completing
+    )
+
+
+TABLES: dict[type, Table[Any]] = {
+    records.Datacenter: Table(
+        model.DatacenterRow,
+        lambda record: record.id,
+        lambda record: model.DatacenterRow(id=record.id, name=record.name),
+        lambda row: records.Datacenter(row.id, row.name),
+    ),
+    records.Cluster: Table(
+        model.ClusterRow,
+        lambda record: record.id,
+        lambda record: model.ClusterRow(id=record.id, name=record.name, datacenter=record.datacenter),
+        lambda row: records.Cluster(row.id, row.name, row.datacenter),
+    ),
+    records.Host: Table(
+        model.HostRow,
+        lambda record: record.id,
+        _host_row,
+        lambda row: records.Host(row.id, row.name, row.cluster, row.address, host_info_from_json(row.info)),
+    ),
+    records.Datastore: Table(
+        model.DatastoreRow,
+        lambda record: record.id,
+        lambda record: model.DatastoreRow(
+            id=record.id, name=record.name, uuid=record.uuid, capacity_bytes=record.capacity_bytes
+        ),
+        lambda row: records.Datastore(row.id, row.name, row.uuid, row.capacity_bytes),
+    ),
+    records.Network: Table(
+        model.NetworkRow,
+        lambda record: record.id,
+        lambda record: model.NetworkRow(id=record.id, name=record.name),
+        lambda row: records.Network(row.id, row.name),
+    ),
+    records.Vm: Table(model.VmRow, lambda record: record.id, _vm_row, _vm),
+    records.Enrollment: Table(
+        model.EnrollmentRow,
+        lambda record: record.host_name,
+        lambda record: model.EnrollmentRow(
+            host_name=record.host_name, address=record.address, joined_at=naive_utc(record.joined_at)
+        ),
+        lambda row: records.Enrollment(row.host_name, row.address, aware_utc(row.joined_at)),
+    ),
+    records.JoinToken: Table(
+        model.JoinTokenRow,
+        lambda record: record.digest,
+        lambda record: model.JoinTokenRow(
+            digest=record.digest,
+            host_name=record.host_name,
+            expires_at=naive_utc(record.expires_at),
+            used=record.used,
+        ),
+        lambda row: records.JoinToken(row.digest, row.host_name, aware_utc(row.expires_at), row.used),
+    ),
+    records.MigrationEntry: Table(model.MigrationRow, lambda record: record.task, _migration_row, _migration),
+}

@@ -1,0 +1,78 @@
+"""What became of a migration, from what both hosts say. Pure: no I/O, no clock, no logging.
+
+The owner record on the datastore decides, never the silence of a host:
+
+    the record names the destination -> it has succeeded, unless the destination failed (then it gives back: wait)
+    the record names the source      -> it has failed if the source says so or knows nothing of it; it goes on if the
+                                        source still has it open; while the source is silent nothing can be said
+    the record names somebody else   -> it has failed: another host owns the VM
+    nobody could read the record     -> the source's own last word counts; where it never heard of the migration, that
+                                        is failure once the destination is known to have nothing open
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from runtime.faults import VimFault
+from vpxd.migration.progress import MigrationProgress, Phase
+
+
+@dataclass(frozen=True)
+class HostAnswer:
+    """A host's answer to QueryMigration. `known` is false where it never heard of the migration.
+
+    `owner_host_uuid` is what it read from the owner record just now, empty where it couldn't.
+    """
+
+    known: bool
+    progress: MigrationProgress = field(default_factory=lambda: MigrationProgress(Phase.UNSPECIFIED))
+    fault: VimFault | None = None
+    owner_host_uuid: str = ""
+    owner_epoch: int = 0
+    open: bool = False
+
+
+class Verdict(Enum):
+    """What became of it."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    RUNNING = "running"
+    UNDECIDED = "undecided"
+
+
+def decide(
+    source_uuid: str, destination_uuid: str, source: HostAnswer | None, destination: HostAnswer | None
+) -> Verdict:
+    """The verdict; None stands for a host that doesn't answer. Of two readings of the record the newer one counts."""
+    answers = [answer for answer in (source, destination) if answer is not None and answer.owner_host_uuid]
+    if not answers:
+        return _without_record(source, destination)
+    owner = max(answers, key=lambda answer: answer.owner_epoch).owner_host_uuid
+    if owner == destination_uuid:
+        gives_back = destination is not None and destination.progress.phase is Phase.FAILED
+        return Verdict.UNDECIDED if gives_back else Verdict.SUCCEEDED
+    if owner != source_uuid:
+        return Verdict.FAILED
+    return _source_owns(source)
+
+
+def _source_owns(source: HostAnswer | None) -> Verdict:
+    if source is None:
+        return Verdict.UNDECIDED
+    if not source.known or source.progress.phase is Phase.FAILED or not source.open:
+        return Verdict.FAILED
+    return Verdict.RUNNING
+
+
+def _without_record(source: HostAnswer | None, destination: HostAnswer | None) -> Verdict:
+    if source is None:
+        return Verdict.UNDECIDED
+    if not source.known:
+        # Nothing ever started there; unless the destination knows better, it failed.
+        return Verdict.UNDECIDED if destination is None or destination.open else Verdict.FAILED
+    if source.progress.phase is Phase.SUCCEEDED:
+        return Verdict.SUCCEEDED
+    if source.progress.phase is Phase.FAILED:
+        return Verdict.FAILED
+    return Verdict.RUNNING if source.open else Verdict.UNDECIDED

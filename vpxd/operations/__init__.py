@@ -1,0 +1,1 @@
+"""What clients may order, one function per order; the services only parse and map."""

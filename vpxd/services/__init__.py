@@ -1,0 +1,1 @@
+"""gRPC adapters: parse, one call, map the result."""

@@ -1,0 +1,1 @@
+"""Long operations: their states, who watches them, and what becomes of them after a restart."""
