@@ -26,7 +26,7 @@ status: ## what the local cluster runs
 
 ## —— The docker-compose cluster ——————————————————————————————————
 
-compose-demo: setup guest ## build the images, start vpxd and three hosts as containers, move a VM through them, take all down
+compose-demo: setup guest compose-packages ## build the images, start vpxd and three hosts as containers, move a VM through them, take all down
 	$(BIN)/python -m demo.compose
 
 ## —— Working on the code —————————————————————————————————————————
@@ -66,6 +66,9 @@ setup: system $(VENV)/.installed ## system packages where missing, virtual envir
 system: ## install QEMU, a C compiler and Python's venv from the system's packages where they are missing
 	@setup/system-packages.sh
 
+compose-packages:
+	@setup/system-packages.sh compose
+
 guest: setup ## build the small Linux guest (out/guest) if it isn't there
 	@$(BIN)/python -m images.build
 
@@ -82,4 +85,4 @@ clean: ## remove what was built, and the virtual environment
 help: ## this list
 	@awk -F ':.*## ' '/^## /{print "\n" substr($$0, 4)} /^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: demo test up down status compose-demo check fix unit integration e2e proto lock setup system guest clean help
+.PHONY: compose-packages demo test up down status compose-demo check fix unit integration e2e proto lock setup system guest clean help

@@ -17,7 +17,6 @@ import hashlib
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +69,8 @@ class ClusterLayout:
     @property
     def run_directory(self) -> Path:
         digest = hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:8]
-        return Path(tempfile.gettempdir()) / f"vpx-{os.getuid()}-{digest}"
+        # Not $TMPDIR: `down` must find the folder whatever the environment of `up` was.
+        return Path("/tmp") / f"vpx-{os.getuid()}-{digest}"
 
     @property
     def client_directory(self) -> Path:

@@ -4,8 +4,8 @@ It isn't part of the image: `as_argument` makes it (and other modules of demo) t
 demonstration can run it in any container that has a Python.
 
     counters               {"10.77.1.11": {"rx": bytes, "tx": bytes}, ...} for each interface but loopback
-    connections            the TCP connections of this network namespace that were seen until standard input was
-                           closed: [local address, local port, remote address, remote port], each once
+    connections            says "watching", then the TCP connections of this network namespace that were seen until
+                           standard input was closed, each once: [local address, port, remote address, port]
 
 Addresses and ports are as /proc/net/tcp has them (proc(5)); counters are those of /proc/net/dev.
 """
@@ -20,8 +20,9 @@ from pathlib import Path
 
 _SIOCGIFADDR = 0x8915  # netdevice(7)
 _NAME_BYTES = 16
-_LISTEN = 0x0A  # linux/include/net/tcp_states.h
-_SAMPLE_S = 0.02
+# linux/include/net/tcp_states.h. TIME_WAIT is what stays of a connection that has ended, for a minute.
+_TIME_WAIT, _LISTEN = 0x06, 0x0A
+_SAMPLE_S = 0.1
 
 
 def counters() -> dict[str, dict[str, int]]:
@@ -48,11 +49,11 @@ def _address_of(interface: str) -> str:
 
 
 def parse_connections(text: str) -> set[tuple[str, int, str, int]]:
-    """Pure: the connections in a text of /proc/net/tcp; listening sockets aren't any."""
+    """Pure: the connections in a text of /proc/net/tcp; listening sockets and ended connections aren't any."""
     found = set()
     for line in text.splitlines()[1:]:
         fields = line.split()
-        if int(fields[3], 16) != _LISTEN:
+        if int(fields[3], 16) not in (_LISTEN, _TIME_WAIT):
             found.add((*_end(fields[1]), *_end(fields[2])))
     return found
 
@@ -67,6 +68,7 @@ def watch_connections() -> list[tuple[str, int, str, int]]:
     """The connections that were there at any look until standard input was closed."""
     found: set[tuple[str, int, str, int]] = set()
     table = Path("/proc/net/tcp")
+    print("watching", flush=True)
     while True:
         found |= parse_connections(table.read_text(encoding="ascii"))
         if select.select([sys.stdin], [], [], _SAMPLE_S)[0]:

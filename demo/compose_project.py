@@ -28,6 +28,9 @@ _UP_S = 120.0
 _DOWN_S = 120.0
 _LOOK_S = 0.5  # between two looks at what docker tells only when asked
 _LOG_LINES = 40
+_VMX_LOGS = (
+    f"for log in /run/vpx/*/vmx.log; do [ ! -f $log ] || {{ echo $log; tail -n {_LOG_LINES} $log; }}; done"
+)
 _PROJECT_LABEL = "com.docker.compose.project"
 _SERVICE_LABEL = "com.docker.compose.service"
 
@@ -197,7 +200,8 @@ class ComposeProject:
         """Until docker's health checks have found every container healthy. :raises NotHealthy: not in time."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not all(one.health == "healthy" for one in await self.containers()):
+                # Health has docker events, but none for what was so before one listens: looking is simpler.
+                while not all(one.health == "healthy" for one in await self.containers()):  # noqa: ASYNC110
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError as error:
             states = ", ".join(f"{one.service} {one.state}, {one.health}" for one in await self.containers())
@@ -216,16 +220,13 @@ class ComposeProject:
             raise NotHealthy(f"{service} wasn't restarted within {timeout_s:g} s: {one}.") from error
 
     async def logs(self) -> dict[str, str]:
-        """The last lines of each container's log, by service; what can't be read says why."""
+        """The last lines of each container's log and of its VMs' vmx, by name; what can't be read says why."""
         found = {}
         for service, identifier in sorted((await self._containers()).items()):
-            words = ("docker", "logs", "--tail", str(_LOG_LINES), identifier)
-            try:
-                lines: list[str] = []
-                await run(words, each_line=lines.append)
-                found[service] = "\n".join(lines)
-            except CommandFailed as error:
-                found[service] = str(error)
+            found[service] = await _lines_of("docker", "logs", "--tail", str(_LOG_LINES), identifier)
+            tails = await _lines_of("docker", "exec", identifier, "sh", "-c", _VMX_LOGS)
+            if tails:
+                found[f"{service}'s vmx"] = tails
         return found
 
     async def leftovers(self) -> list[str]:
@@ -243,13 +244,23 @@ class ComposeProject:
         form = '{{.Label "' + _SERVICE_LABEL + '"}} {{.ID}}'
         chosen = ("--filter", f"label={_PROJECT_LABEL}={self.name}")
         text = await run(("docker", "ps", "-a", *chosen, "--format", form))
-        return dict(line.split() for line in text.splitlines() if line)  # type: ignore[misc]
+        return dict(line.split() for line in text.splitlines() if line)
 
     async def _run_compose(self, words: Sequence[str], timeout_s: float) -> None:
         if not self._compose:
             self._compose = await _find_compose()
         command = (*self._compose, "-p", self.name, *words)
         await run(command, timeout_s=timeout_s, environment=self._settings)
+
+
+async def _lines_of(*words: str) -> str:
+    """All that a command says, or why it can't be had."""
+    lines: list[str] = []
+    try:
+        await run(words, each_line=lines.append)
+    except CommandFailed as error:
+        return str(error)
+    return "\n".join(lines)
 
 
 async def _find_compose() -> tuple[str, ...]:

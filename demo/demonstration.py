@@ -9,8 +9,9 @@ import asyncio
 import itertools
 import json
 import shutil
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -51,18 +52,18 @@ _BOOT_TIMEOUT_S = 90.0
 _TASK_TIMEOUT_S = 120.0
 _STATUS_TIMEOUT_S = 30.0
 _STEADY_LINES = 2
+EXIT_INTERRUPTED = 130
 
 
 async def run(screen: Screen) -> Result:
     """The whole demonstration; every failure is a problem in the result, and nothing is left running."""
     result = Result()
     began_s = time.monotonic()
-    shutil.rmtree(DIRECTORY, ignore_errors=True)
     ports = free_ports(2)
     layout = ClusterLayout(DIRECTORY, len(set(ROUTE)), BLOCK, ports[0], ports[1])
     cluster = LocalCluster(layout, say=screen.say)
     try:
-        await _end_earlier_run(cluster)
+        await _clear_earlier_run(cluster)
         async with cluster.running():
             result.seconds["cluster_up"] = time.monotonic() - began_s
             await _on_cluster(cluster, screen, result)
@@ -77,9 +78,10 @@ async def run(screen: Screen) -> Result:
     return result
 
 
-async def _end_earlier_run(cluster: LocalCluster) -> None:
-    """A demonstration that was killed outright has left its processes: the same folder names them."""
+async def _clear_earlier_run(cluster: LocalCluster) -> None:
+    """Ends what a demonstration left that was killed outright (its folder names its processes), then its files."""
     await cluster.down()
+    await asyncio.to_thread(shutil.rmtree, DIRECTORY, ignore_errors=True)
 
 
 async def _on_cluster(cluster: LocalCluster, screen: Screen, result: Result) -> None:
@@ -187,15 +189,22 @@ def save(result: Result, path: Path = RESULT_FILE) -> None:
     )
 
 
+async def _unless_terminated(work: Coroutine[None, None, Result]) -> Result:
+    """SIGTERM ends it as Ctrl-C does: in good order."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
+
+
 def main() -> int:
     """The exit status: 0 only if everything held."""
     screen = Screen()
     RESULT_FILE.unlink(missing_ok=True)  # an earlier run's word must not pass for this one's
     try:
-        result = asyncio.run(run(screen))
-    except KeyboardInterrupt:
+        result = asyncio.run(_unless_terminated(run(screen)))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         screen.say("interrupted; everything that was started has been stopped")
-        return 130
+        return EXIT_INTERRUPTED
     save(result)
     screen.conclude(result, RESULT_FILE)
     return 0 if result.ok else 1

@@ -25,21 +25,15 @@ wheel_architecture() {
     esac
 }
 
-# The runtime requirements, one a line; the lock, which also pins the development tools, only says the versions.
-runtime_requirements() {
-    "$python" -c 'import sys, tomllib
-print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], sep="\n")' "$root/pyproject.toml"
-}
-
-# Wheels for Debian bookworm's CPython 3.11 (glibc 2.36). pip matches platform tags by name, so every older glibc is named.
+# Wheels for Debian bookworm's CPython 3.11 (glibc 2.36), each with a hash of the lock: pip refuses any other file.
+# pip matches platform tags by name, so every older glibc is named.
 fetch_wheels() {
     architecture=$(wheel_architecture)
-    key=$(cat "$root/requirements.lock" "$root/pyproject.toml" | cksum | tr ' ' -)-$architecture
+    key=$(cksum <"$root/requirements.lock" | tr ' ' -)-$architecture
     wheels=$state/wheels
     [ "$(cat "$wheels/.key" 2>/dev/null)" != "$key" ] || return 0
     rm -rf "$wheels"
     mkdir -p "$wheels"
-    runtime_requirements >"$state/requirements.txt"
     set -- --platform "manylinux2014_$architecture"
     minor=17
     while [ "$minor" -le 36 ]; do
@@ -47,7 +41,7 @@ fetch_wheels() {
         minor=$((minor + 1))
     done
     "$python" -m pip download -qq --dest "$wheels" --only-binary :all: --implementation cp --python-version 3.11 \
-        "$@" -c "$root/requirements.lock" -r "$state/requirements.txt" || fail "pip could not fetch the wheels"
+        "$@" --require-hashes -r "$root/requirements.lock" || fail "pip could not fetch the wheels"
     echo "$key" >"$wheels/.key"
 }
 
@@ -61,7 +55,7 @@ make_context() {
     # Hard links where the file system has them; docker looks at content only.
     cp -l "$state"/wheels/*.whl "$context/wheels" 2>/dev/null || cp "$state"/wheels/*.whl "$context/wheels"
     cp -R "$root/docker/bin" "$root/docker/service" "$context"
-    cp "$root/docker/Dockerfile" "$context"
+    cp "$root/docker/Dockerfile" "$root/requirements.lock" "$context"
     # shellcheck disable=SC2086  # the list is meant to split
     tar -C "$root" --exclude=__pycache__ --exclude='*.pyi' --exclude='*.proto' -cf - $packages | tar -C "$context/app" -xf -
     chmod -R u=rwX,go=rX "$context/app" "$context/bin" "$context/service"
@@ -81,5 +75,8 @@ for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
     [ -z "$value" ] || set -- "$@" --build-arg "$name"
 done
 # The host's network: behind a proxy or resolver on this machine's own addresses a bridge would see neither.
-docker build --quiet --network host "$@" -t "$image" "$context" >/dev/null
+docker build --network host "$@" -t "$image" "$context" >"$state/build.log" 2>&1 || {
+    tail -n 30 "$state/build.log" >&2
+    fail "the image was not built; the whole log is in $state/build.log"
+}
 echo "build: $image, $(docker image inspect --format '{{.Size}}' "$image" | awk '{ printf "%.0f MB", $1 / 1e6 }')"

@@ -13,7 +13,7 @@ import structlog
 
 from hostd.config import Config
 from hostd.datastore.mount import Datastores
-from hostd.host.capability import load_or_probe
+from hostd.host.capability import CapabilityError, load_or_probe
 from hostd.host.changes import Changes
 from hostd.host.facts import HostFacts
 from hostd.host.identity import load_or_make_host_uuid
@@ -34,6 +34,7 @@ from hostd.vmotion.journal import Journal
 from hostd.vmotion.recovery import recover
 from hostd.vmotion.source import SourceMigrations
 from proto.hostd.v1 import service_pb2_grpc
+from runtime.daemon.settings import SettingsError
 from runtime.faults import ResourceInUse
 from runtime.rpc.server import unix_server
 
@@ -47,7 +48,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
 
     :raises ResourceInUse: another hostd has this state directory or socket.
     :raises CannotAccessFile: its own files can't be read: it doesn't start by guessing.
-    :raises CapabilityError: QEMU can't be run.
+    :raises SettingsError: QEMU can't be run.
     """
     config.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     config.run_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -100,7 +101,16 @@ async def _assemble(config: Config, tasks: OwnedTasks) -> tuple[HostdCalls, Tele
 
 
 def _host_facts(config: Config) -> HostFacts:
-    """Who and what this host is; blocks."""
+    """Who and what this host is; blocks.
+
+    :raises SettingsError: the QEMU that was named can't be used.
+    """
+    try:
+        capability = load_or_probe(
+            config.qemu_binary, config.accelerator, config.state_directory / "capability.json"
+        )
+    except CapabilityError as error:
+        raise SettingsError("HOST_QEMU", f"can't be used: {error}") from error
     return HostFacts(
         uuid=load_or_make_host_uuid(config.state_directory / "host.json"),
         name=config.host_name,
@@ -110,9 +120,7 @@ def _host_facts(config: Config) -> HostFacts:
         cpu_cores=config.cpu_cores,
         vcpu_capacity=config.vcpu_capacity,
         version=_version(),
-        capability=load_or_probe(
-            config.qemu_binary, config.accelerator, config.state_directory / "capability.json"
-        ),
+        capability=capability,
     )
 
 

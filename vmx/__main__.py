@@ -4,15 +4,18 @@ import asyncio
 import os
 import sys
 
+from runtime import failpoint
 from runtime.daemon.log_setup import setup_logging
 from runtime.daemon.run import run_daemon
 from vmx.config import Config
+from vmx.migration.failpoints import FAILPOINTS
 from vmx.server import serve
 
 
 async def _main(stop: asyncio.Event) -> None:
     config = Config.from_environment(os.environ)
     setup_logging("vmx", config.host_name, config.log_json)
+    failpoint.arm(os.environ, FAILPOINTS)
     await serve(config, stop)
 
 

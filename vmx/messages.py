@@ -10,14 +10,16 @@ from pathlib import Path
 from proto.vim.v1 import host_pb2, vm_config_pb2
 from proto.vmotion.v1 import spec_pb2, status_pb2
 from proto.vmx.v1 import service_pb2
-from runtime.faults import InvalidArgument, InvalidVmConfig
+from runtime.faults import InvalidArgument, InvalidVmConfig, VMotionProtocolIncompatible
 from vmx.files import VmFiles
 from vmx.guest.command_line import Accelerator, GuestSpec
 from vmx.guest.errors import GuestSpecError
+from vmx.guest.pages import PAGE_BYTES
 from vmx.migration.order import Endpoint, MigrationOrder, Options, Ticket, Verification
 from vmx.migration.phases import PublishedPhase
 from vmx.migration.progress import Progress
 from vmx.precopy.policy import DEFAULT_MAX_ITERATIONS, DEFAULT_SWITCHOVER_GOAL_MS, Limits
+from vmx.stream import OLDEST_STREAM_VERSION, STREAM_VERSION
 from vmx.stream.spec import KEY_BYTES, MAX_PAGE_CHANNELS, MAX_TOKEN_BYTES, MIN_TOKEN_BYTES, StreamTimeouts
 from vmx.trace.contract import TracerKind
 from vmx.vm_state import ExecutionState
@@ -90,7 +92,7 @@ def vm_files(config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace) -> VmFi
     if not _MAX_NAME.fullmatch(config.name) or config.name in {".", ".."}:
         raise InvalidVmConfig("The VM's name can't be the name of a file.", property="name")
     home = Path(place.home_directory)
-    if not home.is_absolute():
+    if not home.is_absolute() or not place.home_directory.isprintable():
         raise InvalidArgument("The home folder isn't an absolute path.", argument="place.home_directory")
     return VmFiles(home, config.name)
 
@@ -104,16 +106,24 @@ def migration_order(spec: spec_pb2.MigrationSpec) -> MigrationOrder:
         raise InvalidArgument("The migration's id isn't a positive 63-bit number.", argument="migration_id")
     if len(spec.key) != KEY_BYTES:
         raise InvalidArgument(f"The one-time key hasn't {KEY_BYTES} bytes.", argument="key")
-    if spec.source.host_uuid == spec.destination.host_uuid:
-        raise InvalidArgument("The destination is the source.", argument="destination")
+    source, destination = _endpoint(spec.source, "source"), _endpoint(spec.destination, "destination")
+    if source.host_uuid == destination.host_uuid:
+        raise InvalidArgument("The destination is the source.", argument="destination.host_uuid")
+    if source.vmotion_address == destination.vmotion_address:
+        message = "Both hosts have the same vMotion address."
+        raise InvalidArgument(message, argument="destination.vmotion_address")
+    if not spec.vm.uuid:
+        raise InvalidArgument("The VM has no UUID.", argument="vm.uuid")
+    if spec.vm.ram_bytes == 0 or spec.vm.ram_bytes % PAGE_BYTES:
+        raise InvalidArgument("The VM's memory isn't a number of whole pages.", argument="vm.ram_bytes")
     return MigrationOrder(
         migration_id=spec.migration_id,
         task_id=spec.task_id,
         vm_uuid=spec.vm.uuid,
         vm_name=spec.vm.name,
         ram_bytes=spec.vm.ram_bytes,
-        source=_endpoint(spec.source, "source"),
-        destination=_endpoint(spec.destination, "destination"),
+        source=source,
+        destination=destination,
         key=spec.key,
         options=_options(spec.options),
     )
@@ -122,11 +132,13 @@ def migration_order(spec: spec_pb2.MigrationSpec) -> MigrationOrder:
 def _endpoint(endpoint: spec_pb2.HostEndpoint, argument: str) -> Endpoint:
     if not endpoint.host_uuid:
         raise InvalidArgument("A host has no UUID.", argument=f"{argument}.host_uuid")
+    message = f"The vMotion address of the {argument} isn't the IP address of a host."
     try:
-        ipaddress.ip_address(endpoint.vmotion_address)
+        address = ipaddress.ip_address(endpoint.vmotion_address)
     except ValueError as error:
-        message = f"The vMotion address of {endpoint.name or argument} isn't an IP address."
         raise InvalidArgument(message, argument=f"{argument}.vmotion_address") from error
+    if address.is_unspecified or address.is_multicast:  # page data stays on one network
+        raise InvalidArgument(message, argument=f"{argument}.vmotion_address")
     return Endpoint(endpoint.host_uuid, endpoint.name, endpoint.vmotion_address)
 
 
@@ -164,6 +176,7 @@ def ticket_of(message: spec_pb2.DestinationTicket, order: MigrationOrder) -> Tic
     """The destination's answer, checked against the order that it answers.
 
     :raises InvalidArgument: it belongs to another migration, or a field can't be.
+    :raises VMotionProtocolIncompatible: the destination speaks no version of the stream that this host does.
     """
     if message.migration_id != order.migration_id:
         raise InvalidArgument("The ticket belongs to another migration.", argument="ticket.migration_id")
@@ -176,6 +189,14 @@ def ticket_of(message: spec_pb2.DestinationTicket, order: MigrationOrder) -> Tic
         raise InvalidArgument("The ticket's port can't be.", argument="ticket.port")
     if not MIN_TOKEN_BYTES <= len(message.token) <= MAX_TOKEN_BYTES:
         raise InvalidArgument("The ticket's token has no proper length.", argument="ticket.token")
+    newest_common = min(message.stream_version_max, STREAM_VERSION)
+    if newest_common < max(message.stream_version_min, OLDEST_STREAM_VERSION):
+        raise VMotionProtocolIncompatible(
+            "The two hosts have no version of the vMotion stream in common.",
+            phase="handshake",
+            offered=f"{OLDEST_STREAM_VERSION}-{STREAM_VERSION}",
+            supported=f"{message.stream_version_min}-{message.stream_version_max}",
+        )
     return Ticket(
         message.migration_id, message.vmotion_address, message.port, message.token, message.ram_bytes
     )

@@ -1,6 +1,7 @@
 """The vmx process: its socket, its pid file, its one VM.
 
-SIGTERM ends the process and not the guest: QEMU runs on, to be found again by its sockets and descriptors.
+SIGTERM ends the process and not the guest: QEMU runs on, to be found again by its sockets and descriptors. A migration
+under way is undone first or, past its point of no return, finished: nobody would be there to do it.
 """
 
 import asyncio
@@ -36,5 +37,6 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
         task.cancel()
+    await vm.let_go()
     await server.stop(_STOP_GRACE_S)
     _log.info("vmx_ended", guest_ended=vm.ended.is_set())

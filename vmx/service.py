@@ -1,5 +1,6 @@
 """The Vmx service: each rpc is parsed, handed to the VM, and its result mapped back. No decisions here."""
 
+import contextlib
 from collections.abc import AsyncIterator
 
 import structlog
@@ -10,6 +11,7 @@ from runtime.rpc.faults import fault_to_proto
 from runtime.rpc.server import Context
 from vmx import messages
 from vmx.guest.cpu_time import cpu_seconds_of
+from vmx.guest.memory import GuestMemoryError
 from vmx.guest.pages import PAGE_BYTES, page_total
 from vmx.stream import OLDEST_STREAM_VERSION, STREAM_VERSION
 from vmx.threads import in_thread
@@ -104,7 +106,9 @@ class VmxService(service_pb2_grpc.VmxServicer):
         guest = vm.guest
         if guest is not None:
             response.qemu_pid = guest.pid
-            runs = await in_thread(guest.memory.populated_runs)
-            response.memory_used_bytes = page_total(runs) * PAGE_BYTES
             response.cpu_seconds = cpu_seconds_of(guest.pid)
+            # A guest that ends while we count has nothing to count; its end is told by the next state.
+            with contextlib.suppress(GuestMemoryError, OSError):
+                runs = await in_thread(guest.memory.populated_runs)
+                response.memory_used_bytes = page_total(runs) * PAGE_BYTES
         return response

@@ -8,7 +8,9 @@ do for it.
 import asyncio
 import contextlib
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import structlog
 
@@ -17,12 +19,12 @@ from proto.vmx.v1 import service_pb2
 from runtime.faults import (
     FileFault,
     GuestDied,
-    GuestStartFailed,
     InvalidArgument,
     InvalidState,
     ManagedObjectNotFound,
     MigrationNotReady,
     NotOwner,
+    PastPointOfNoReturn,
     RequestCanceled,
     SystemFault,
     TaskInProgress,
@@ -33,6 +35,7 @@ from runtime.ondisk.owner_record import OwnerRecord
 from runtime.ondisk.run_lock import RunLock
 from vmx.checkpoint.errors import CheckpointError
 from vmx.config import Config
+from vmx.faults import guest_died, start_fault
 from vmx.files import VmFiles
 from vmx.guest import errors as guest_errors
 from vmx.guest.memory import GuestMemory, GuestMemoryError
@@ -43,12 +46,15 @@ from vmx.migration.destination import DestinationGuest, DestinationMigration
 from vmx.migration.order import MigrationOrder, Ticket
 from vmx.migration.phases import PublishedPhase
 from vmx.migration.source import SourceGuest, SourceMigration
-from vmx.threads import in_thread
+from vmx.threads import in_thread, to_the_end
 from vmx.vm_state import MOVES, ExecutionState
 from vmx.watched import Watched
 
 # From the hand-over to the end of a session: closing connections, unless its storage stalls.
 _LAST_STEPS_S = 10.0
+_START_ERRORS = (VimFault, guest_errors.GuestError, GuestMemoryError, CheckpointError)
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -82,7 +88,11 @@ class VirtualMachine:
         self._config = config
         self._guest: _Guest | None = None
         self._session: SourceMigration | DestinationMigration | None = None
+        # At most one each: what brings the guest up, its migration, what becomes of a hand-over in doubt.
+        self._starting: asyncio.Task[object] | None = None
         self._running: asyncio.Task[None] | None = None
+        self._resolving: asyncio.Task[None] | None = None
+        self._is_leaving = False
         self._exit_watch: asyncio.Task[None] | None = None
 
     @property
@@ -124,32 +134,20 @@ class VirtualMachine:
         """
         self._require(ExecutionState.OFF)
         self._move(ExecutionState.STARTING)
-        try:
-            files = vm_files(config, place)
-            record = await asyncio.to_thread(owner_record.read, files.owner_record)
-            if record.owner_host_uuid != self._config.host_uuid or record.vm_uuid != config.uuid:
-                message = "The owner record doesn't name this host for this VM."
-                raise NotOwner(message, owner=record.owner_host_uuid, epoch=record.epoch)
-            with contextlib.ExitStack() as undo:
-                run_lock = RunLock.open(files.run_lock)
-                undo.callback(run_lock.close)
-                run_lock.acquire()
-                process = await self._spawn(config, place, run_lock, incoming=False)
-                self._adopt_guest(_Guest(process, files, record, run_lock, time.monotonic()))
-                undo.pop_all()
-            await RunControl(process.qmp).cont()
-        except (VimFault, guest_errors.GuestError, GuestMemoryError) as error:
-            await self._end_guest()
-            self._end()
-            raise _start_fault(error) from error
+        await self._bring_up(self._boot(config, place))
         self._move(ExecutionState.RUNNING)
 
-    async def power_off(self) -> None:
-        """End the guest at once; the process ends afterwards. Idempotent.
+    async def _boot(self, config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace) -> None:
+        guest = await self._spawn(config, place, incoming=False)
+        await RunControl(guest.process.qmp).cont()
 
-        :raises TaskInProgress: the VM is migrating.
+    async def power_off(self) -> None:
+        """End the guest at once, one that is just being started too; the process ends afterwards. Idempotent.
+
+        :raises TaskInProgress: the VM is migrating, or was given away and not let go yet.
         """
         self._refuse_while_migrating("powerOff")
+        await self._stop_starting()
         await self._end_guest()
         self._end()
 
@@ -184,29 +182,29 @@ class VirtualMachine:
         self._require(ExecutionState.OFF)
         if order.destination.host_uuid != self._config.host_uuid:
             raise InvalidArgument("The specification's destination is another host.", argument="destination")
+        if order.vm_uuid != self._config.vm_uuid:
+            raise InvalidArgument("The specification is for another VM.", argument="vm")
         self._move(ExecutionState.IMMIGRATING, order.migration_id)
-        try:
-            files = vm_files(config, place)
-            record = await asyncio.to_thread(owner_record.read, files.owner_record)
-            with contextlib.ExitStack() as undo:
-                run_lock = RunLock.open(files.run_lock)
-                undo.callback(run_lock.close)
-                # Inherited without the lock: QEMU holds it from the moment we take it, at the hand-over.
-                process = await self._spawn(config, place, run_lock, incoming=True)
-                self._adopt_guest(_Guest(process, files, record, run_lock, time.monotonic()))
-                undo.pop_all()
-            lent = DestinationGuest(
-                process, files, record, run_lock, self._config.run_dir, self._end_guest, self._de_mask
-            )
-            session = DestinationMigration(order, lent)
-            ticket = await session.prepare()
-        except (VimFault, guest_errors.GuestError, GuestMemoryError, CheckpointError) as error:
-            await self._end_guest()
-            self._end()
-            raise _start_fault(error) from error
+        session, ticket = await self._bring_up(self._make_shell(order, config, place))
         self._session = session
         self._running = asyncio.create_task(self._immigrate(session), name="immigrate")
         return ticket
+
+    async def _make_shell(
+        self, order: MigrationOrder, config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace
+    ) -> tuple[DestinationMigration, Ticket]:
+        guest = await self._spawn(config, place, incoming=True)
+        lent = DestinationGuest(
+            guest.process,
+            guest.files,
+            guest.record,
+            guest.run_lock,
+            self._config.run_dir,
+            self._end_guest,
+            self._de_mask,
+        )
+        session = DestinationMigration(order, lent)
+        return session, await session.prepare()
 
     async def start_source(self, order: MigrationOrder, ticket: Ticket) -> None:
         """Begin to send the guest away; returns at once.
@@ -231,8 +229,10 @@ class VirtualMachine:
                 message = "The owner record names another host."
                 raise NotOwner(message, owner=guest.record.owner_host_uuid, epoch=guest.record.epoch)
         except (NotOwner, FileFault):
-            self._move(ExecutionState.RUNNING)
+            if self.state is ExecutionState.EMIGRATING:
+                self._move(ExecutionState.RUNNING)
             raise
+        self._require(ExecutionState.EMIGRATING)  # it may have ended meanwhile
         lent = SourceGuest(guest.process, guest.files, guest.record, guest.run_lock, self._config.run_dir)
         session = SourceMigration(order, ticket, lent)
         self._session = session
@@ -245,9 +245,13 @@ class VirtualMachine:
         :raises PastPointOfNoReturn: the hand-over has begun, or it has succeeded.
         """
         session = self.session(migration_id)
-        if session.board.now.phase is PublishedPhase.FAILED:
+        if isinstance(session, SourceMigration) and session.guest_left:
+            name = session.order.destination.name
+            message = f"The guest was handed over to {name}: it can't be canceled any more."
+            raise PastPointOfNoReturn(message, phase=session.phase.value)
+        if session.is_over and session.board.now.fault is not None:
             return
-        session.check_may_cancel()
+        session.check_may_end()
         await self._end_session(RequestCanceled("The migration was canceled.", phase=session.phase.value))
 
     async def complete_migration(self, migration_id: int) -> None:
@@ -268,19 +272,70 @@ class VirtualMachine:
         if isinstance(session, SourceMigration):
             await self._end_guest()
             self._end()
-        else:
+        elif not self.ended.is_set():
             self.watched.set(replace(self.watched.value, migration_id=0))
+
+    async def let_go(self) -> None:
+        """This process ends and its guest doesn't: what is under way is undone, or finished where it can't be."""
+        self._is_leaving = True
+        await self._stop_starting()
+        await self._end_session(RequestCanceled("The VM's process was told to end.", phase="stopping"))
+        if self._resolving is not None:
+            self._resolving.cancel()
+            await asyncio.wait([self._resolving])
 
     # ---- inside
 
+    async def _bring_up(self, work: Coroutine[object, object, T]) -> T:
+        """Do what brings the guest up. If it fails, if the caller goes away or the VM is powered off meanwhile,
+        nothing is left and the process ends.
+
+        :raises VimFault: why not.
+        """
+        self._starting = starting = asyncio.ensure_future(work)
+        try:
+            result = await starting
+            if self._guest is None:  # it died, or was powered off, after its last step
+                raise InvalidState("The guest has ended meanwhile.", state=self.state.value)
+        except BaseException as error:
+            await to_the_end(self._end_guest())
+            self._end()
+            if isinstance(error, _START_ERRORS):
+                raise start_fault(error) from error
+            if starting.cancelled() and self._starting is None:
+                raise InvalidState("The VM was powered off meanwhile.", state="off") from None
+            raise
+        self._starting = None
+        return result
+
+    async def _stop_starting(self) -> None:
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            starting.cancel()
+            await asyncio.wait([starting])
+
     async def _emigrate(self, session: SourceMigration) -> None:
         structlog.contextvars.bind_contextvars(migration_id=f"{session.order.migration_id} S:")
-        await session.run()  # its fault is told to the session's watchers
-        if self.state is not ExecutionState.EMIGRATING:
-            return  # the guest died meanwhile
+        fault = await session.run()
+        guest = self._guest
+        assert guest is not None, "its end waits for its migration's"
         if session.guest_left:
             self._move(ExecutionState.STUNNED, session.order.migration_id)
-        else:
+            if fault is not None:
+                self._resolving = asyncio.create_task(self._resolve(session), name="resolve-hand-over")
+        elif guest.process.exit_status is None:  # else its end is told by who watches for it
+            stunned = session.guest_stunned
+            self._move(ExecutionState.STUNNED if stunned else ExecutionState.RUNNING)
+
+    async def _resolve(self, session: SourceMigration) -> None:
+        """The migration is over and whose the guest is isn't known: stunned until the record tells."""
+        try:
+            await session.resolve()
+        except guest_errors.GuestError as error:
+            _log.error("guest_not_resumed", reason=str(error))
+            return
+        _log.info("hand_over_resolved", guest_left=session.guest_left)
+        if not session.guest_left and self.state is ExecutionState.STUNNED:
             self._move(ExecutionState.RUNNING)
 
     async def _immigrate(self, session: DestinationMigration) -> None:
@@ -297,28 +352,39 @@ class VirtualMachine:
         self._move(ExecutionState.RUNNING, self.watched.value.migration_id)
 
     async def _end_session(self, reason: VimFault) -> None:
-        """End the running migration with `reason` and wait until it has undone everything."""
+        """End the running migration with `reason`, if it still may be ended; returns when it is over."""
         session, running = self._session, self._running
-        if session is None or running is None or running.done():
-            return
-        if session.end_reason is None:
-            session.end_reason = reason
-            running.cancel()
-        await asyncio.wait([running])
+        if session is not None and running is not None and not running.done():
+            session.end(reason)
+            await asyncio.wait([running])
 
     async def _spawn(
-        self, config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace, run_lock: RunLock, incoming: bool
-    ) -> GuestProcess:
+        self, config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace, *, incoming: bool
+    ) -> _Guest:
+        """QEMU, stopped. A guest of our own takes the run lock first; a shell inherits it without the lock: QEMU holds
+        it from the moment we take it, at the hand-over."""
         if config.uuid != self._config.vm_uuid:
             raise InvalidArgument("The configuration is another VM's.", argument="config.uuid")
         spec = guest_spec(config, place, self._config.run_dir, self._config.accelerator, incoming)
-        launch = Launch(self._config.qemu_binary, vm_files(config, place).qemu_log, run_lock.descriptor)
-        memory = await in_thread(GuestMemory.create, config.name, config.ram_bytes)
-        try:
-            return await GuestProcess.spawn(spec, memory, launch)
-        except BaseException:
-            memory.close()
-            raise
+        files = vm_files(config, place)
+        record = await asyncio.to_thread(owner_record.read, files.owner_record)
+        here = incoming or record.owner_host_uuid == self._config.host_uuid
+        if record.vm_uuid != self._config.vm_uuid or not here:
+            message = "The owner record doesn't name this host for this VM."
+            raise NotOwner(message, owner=record.owner_host_uuid, epoch=record.epoch)
+        with contextlib.ExitStack() as undo:
+            run_lock = RunLock.open(files.run_lock)
+            undo.callback(run_lock.close)
+            if not incoming:
+                run_lock.acquire()
+            memory = await in_thread(GuestMemory.create, config.name, config.ram_bytes)
+            undo.callback(memory.close)
+            launch = Launch(self._config.qemu_binary, files.qemu_log, run_lock.descriptor)
+            process = await GuestProcess.spawn(spec, memory, launch)
+            undo.pop_all()
+        guest = _Guest(process, files, record, run_lock, time.monotonic())
+        self._adopt_guest(guest)
+        return guest
 
     def _adopt_guest(self, guest: _Guest) -> None:
         self._guest = guest
@@ -330,16 +396,18 @@ class VirtualMachine:
         if self._guest is not guest:
             return  # ended by us
         _log.error("guest_died", exit_status=str(status), state=self.state.value)
-        fault = GuestDied(f"The guest's process ended by itself: {status}.", exit_status=str(status))
+        fault = guest_died(status)
+        # A migration past its point of no return goes on: the guest's state may be in safety at the destination.
+        await self._end_session(fault)
+        if self._guest is not guest:
+            return
         session = self._session
-        if session is not None and session.board.now.phase.order < PublishedPhase.SWITCHOVER.order:
-            await self._end_session(fault)
-        if self._guest is guest:
-            self._guest = None
-            guest.run_lock.close()
-            await guest.process.close()
-            self._move(ExecutionState.FAILED, failure=str(fault))
-            self._end()
+        if self._resolving is not None:
+            self._resolving.cancel()
+        await self._end_guest()
+        if isinstance(session, SourceMigration) and session.guest_left and session.board.now.fault is None:
+            return  # what died was no VM any more; its completion ends this process
+        self._end(str(fault), ExecutionState.FAILED)
 
     async def _end_guest(self) -> None:
         """End QEMU and release everything that is held for it. Idempotent."""
@@ -350,36 +418,31 @@ class VirtualMachine:
         guest.run_lock.close()
         await guest.process.close()
 
-    def _end(self, failure: str = "") -> None:
+    def _end(self, failure: str = "", state: ExecutionState = ExecutionState.OFF) -> None:
+        """There is no guest any more and there won't be one: the process may end. Idempotent, the first reason stays."""
         if self.state not in {ExecutionState.OFF, ExecutionState.FAILED}:
-            self._move(ExecutionState.OFF, failure=failure)
+            self._move(state, failure=failure)
         self.watched.close()
         self.ended.set()
 
     def _require(self, state: ExecutionState) -> None:
+        if self.ended.is_set() or self._is_leaving:
+            raise InvalidState("The VM's process is about to end.", state="ending", required=state.value)
         if self.state is not state:
             message = f"The VM's process is {self.state.value}, not {state.value}."
             raise InvalidState(message, state=self.state.value, required=state.value)
 
     def _refuse_while_migrating(self, operation: str) -> None:
         session = self._session
-        if session is None:
+        left = isinstance(session, SourceMigration) and session.guest_left
+        if (session is None or session.is_over) and not left and self.state is not ExecutionState.EMIGRATING:
             return
-        over = session.board.now.phase in {PublishedPhase.SUCCEEDED, PublishedPhase.FAILED}
-        if not over or self.state is ExecutionState.STUNNED:
-            name, task = session.order.vm_name, session.order.task_id
-            message = f"{operation} isn't possible: {name} migrates in {task or 'another call'}."
-            raise TaskInProgress(message, entity=name, task=task, operation="migrate")
+        name, task = ("the VM", "") if session is None else (session.order.vm_name, session.order.task_id)
+        message = f"{operation} isn't possible: {name} migrates in {task or 'another call'}."
+        raise TaskInProgress(message, entity=name, task=task, operation="migrate")
 
     def _move(self, state: ExecutionState, migration_id: int = 0, failure: str = "") -> None:
         if (self.state, state) not in MOVES:
             raise SystemFault(f"No way leads from {self.state.value} to {state.value}.")
         _log.info("execution_state", before=self.state.value, state=state.value)
         self.watched.set(Snapshot(state, failure, migration_id))
-
-
-def _start_fault(error: Exception) -> VimFault:
-    """Why a guest didn't come up, as a fault; the details are in QEMU's log, whose last lines `error` carries."""
-    if isinstance(error, VimFault):
-        return error
-    return GuestStartFailed(f"The guest can't be started: {error}", reason=str(error)[:1000])

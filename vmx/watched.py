@@ -29,6 +29,7 @@ class Watched(Generic[T]):
         if self._closed:
             raise RuntimeError("a closed value doesn't change any more")
         self._value = value
+        self._version += 1
         self._wake()
 
     def close(self) -> None:
@@ -50,6 +51,5 @@ class Watched(Generic[T]):
                 await self._changed.wait()
 
     def _wake(self) -> None:
-        self._version += 1
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

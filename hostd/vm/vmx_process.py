@@ -73,8 +73,7 @@ class VmxProcesses:
             if present is not None and identify(present.pid) == present:
                 message = f"A {what} of this VM is running on this host (pid {present.pid})."
                 raise InvalidState(message, state="running", required="none")
-        handle = await asyncio.to_thread(self._spawn, directory, vm_uuid)
-        opened = ProcessHandle.open(handle) if handle is not None else None
+        opened = await self._spawned(directory, vm_uuid)
         if opened is None:
             raise GuestStartFailed("vmx ended at its start.", reason=_last_words(directory))
         try:
@@ -113,6 +112,21 @@ class VmxProcesses:
             if process is not None and identify(process.pid) == process:
                 found.append(path.parent)
         return found
+
+    async def _spawned(self, directory: Path, vm_uuid: str) -> ProcessHandle | None:
+        """A new vmx; None: it has ended already. Who is canceled here leaves none behind."""
+        spawning = asyncio.create_task(asyncio.to_thread(self._spawn, directory, vm_uuid))
+        try:
+            process = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            process = await spawning
+            unwanted = ProcessHandle.open(process) if process is not None else None
+            if unwanted is not None:
+                unwanted.kill()
+                await unwanted.wait(timeout_s=5)
+                unwanted.close()
+            raise
+        return ProcessHandle.open(process) if process is not None else None
 
     def _spawn(self, directory: Path, vm_uuid: str) -> ProcessId | None:
         """Blocks. The child isn't waited for by `subprocess`: its pidfd tells its end and reaps it."""

@@ -43,6 +43,7 @@ from runtime.faults import (
     MigrationFault,
     MigrationNotReady,
     PastPointOfNoReturn,
+    RequestCanceled,
     TimedOut,
     VimFault,
 )
@@ -63,7 +64,9 @@ class DestinationMigrations:
 
     def __init__(self, parts: HostParts) -> None:
         self._parts = parts
-        self._machines: dict[int, Machine] = {}  # of open migrations, by id
+        self._machines: dict[int, Machine] = {}  # of prepared and open migrations, by id
+        self._preparing: dict[int, asyncio.Task[spec_pb2.DestinationTicket]] = {}
+        self._canceled: set[int] = set()  # of those that are being prepared
 
     async def prepare(self, spec: spec_pb2.MigrationSpec) -> spec_pb2.DestinationTicket:
         """Make the masked VM; returns where it listens. On any fault nothing is left.
@@ -74,7 +77,24 @@ class DestinationMigrations:
         :raises DuplicateName: :raises TaskInProgress: the VM is locked on this host.
         :raises InsufficientMemoryResources: :raises InsufficientCpuResources:
         :raises GuestStartFailed: :raises TimedOut: vmx didn't come up.
+        :raises RequestCanceled: `cancel` came meanwhile.
         """
+        task = asyncio.create_task(self._prepare(spec))
+        self._preparing.setdefault(spec.migration_id, task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if spec.migration_id not in self._canceled:
+                task.cancel()
+                await asyncio.wait([task])
+                raise
+            raise RequestCanceled("The migration was canceled.", phase="prepare") from None
+        finally:
+            if self._preparing.get(spec.migration_id) is task:
+                del self._preparing[spec.migration_id]
+                self._canceled.discard(spec.migration_id)
+
+    async def _prepare(self, spec: spec_pb2.MigrationSpec) -> spec_pb2.DestinationTicket:
         parts = self._parts
         vmx_path = check_destination(spec, parts.host)
         migration = Migration(Role.DESTINATION, spec)
@@ -104,6 +124,12 @@ class DestinationMigrations:
         :raises PastPointOfNoReturn: the VM is this host's, or about to be.
         :raises TimedOut: the shell VM doesn't end.
         """
+        preparing = self._preparing.get(migration.id)
+        if preparing is not None:
+            if migration.id not in self._canceled:  # a second cancel would interrupt the undoing
+                self._canceled.add(migration.id)
+                preparing.cancel()
+            await asyncio.wait([preparing], timeout=_CLOSE_TIMEOUT_S)
         machine = self._machines.get(migration.id)
         if not migration.open or machine is None:
             if migration.stage is not Stage.FAILED:

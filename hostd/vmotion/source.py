@@ -102,6 +102,7 @@ class SourceMigrations:
         :raises PastPointOfNoReturn: the hand-over has happened.
         :raises TimedOut: vmx doesn't come to an end.
         """
+        await _begun(migration)
         if _is_undone(migration):
             return
         machine = self._parts.registry.find(migration.spec.vm.uuid)
@@ -273,3 +274,11 @@ def _is_undone(migration: Migration) -> bool:
 
 def _kept_fault(migration: Migration) -> VimFault | None:
     return fault_from_proto(migration.fault) if migration.fault is not None else None
+
+
+async def _begun(migration: Migration) -> None:
+    """Wait a little for a migration that is just being started: vmx doesn't know it yet."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            while migration.stage is Stage.BEGUN:
+                await migration.published.wait_past(migration.published.version)

@@ -349,6 +349,19 @@ def vm(name: str = "web01", number: int = 1, on: bool = True) -> inventory_pb2.V
     )
 
 
+_LAST_FIGURES: dict[str, Any] = {
+    "wire_bytes": 156_000_000,
+    "stun_ms": 7.86,
+    "stun_parts": status_pb2.StunParts(
+        stop_ms=0.62, last_pages_ms=1.31, device_state_ms=3.9, hand_over_ms=1.53, resume_ms=0.5
+    ),
+    "device_state_bytes": 231_442,
+    "qemu_ram_transferred_bytes": 8_192,
+    "total_ms": 412.7,
+    "switchover_reason": "143 pages left can be sent in 0.7 ms, within the switchover goal of 10 ms",
+}
+
+
 def migration_script(steps_per_pass: int = 4) -> list[task_pb2.TaskInfo]:
     """A live migration as vpxd tells it: prepare, two passes, stun, verification, success."""
     states: list[task_pb2.TaskInfo] = []
@@ -396,19 +409,8 @@ def migration_script(steps_per_pass: int = 4) -> list[task_pb2.TaskInfo]:
                 dirty_pages=dirty,
             )
         )
-    figures = {
-        "wire_bytes": 156_000_000,
-        "stun_ms": 7.86,
-        "stun_parts": status_pb2.StunParts(
-            stop_ms=0.62, last_pages_ms=1.31, device_state_ms=3.9, hand_over_ms=1.53, resume_ms=0.5
-        ),
-        "device_state_bytes": 231_442,
-        "qemu_ram_transferred_bytes": 8_192,
-        "total_ms": 412.7,
-        "switchover_reason": "143 pages left can be sent in 0.7 ms, within the switchover goal of 10 ms",
-    }
     add(status_pb2.MIGRATION_PHASE_STUN, 80, "guest stunned, last pages")
-    add(status_pb2.MIGRATION_PHASE_VERIFY, 90, "comparing both memories", **figures)
-    add(status_pb2.MIGRATION_PHASE_SUCCEEDED, 100, "done", memory_verified=True, **figures)
+    add(status_pb2.MIGRATION_PHASE_VERIFY, 90, "comparing both memories", **_LAST_FIGURES)
+    add(status_pb2.MIGRATION_PHASE_SUCCEEDED, 100, "done", memory_verified=True, **_LAST_FIGURES)
     states[-1].state = task_pb2.TASK_STATE_SUCCESS
     return states

@@ -67,13 +67,17 @@ class VmxProcess:
 
 @dataclass
 class VmxHosts:
-    """A VM's home on a datastore seen by all hosts, and the vmx processes that run or receive it."""
+    """A VM's home on a datastore seen by all hosts, and the vmx processes that run or receive it.
+
+    `environment`: what the vmx processes that start from now on have besides, by host name.
+    """
 
     folder: Path
     qemu_binary: Path
     ram_bytes: int = 128 << 20
     stamper_mib: int = 16
     rate_mib_s: int = 20
+    environment: dict[str, dict[str, str]] = field(default_factory=dict)
     started: list[VmxProcess] = field(default_factory=list)
     vm_uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
     run_root: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="vmxt-")))
@@ -124,6 +128,7 @@ class VmxHosts:
             "VMX_VMOTION_ADDRESS": host.vmotion_address,
             "VMX_QEMU": str(self.qemu_binary),
             "FAKE_QEMU_DIE_WITH_PARENT": "1",
+            **self.environment.get(host.name, {}),
         }
         with open(run_dir / "vmx.log", "wb") as log:
             process = subprocess.Popen(
@@ -224,17 +229,26 @@ class VmxHosts:
         path = self.home / "console.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def qemu_pids(self) -> list[int]:
+        """The living guest processes of this VM, whoever's they are: their sockets are below `run_root`."""
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_ours(pid)]
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            return os.fsencode(self.run_root) in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False  # it has ended meanwhile
+
     async def close(self) -> None:
         """End every process that was started here, guests included."""
         for vmx in self.started:
             if vmx.process.poll() is None:
-                with contextlib.suppress(Exception):
-                    state = await vmx.state()
-                    if state.qemu_pid:
-                        os.kill(state.qemu_pid, signal.SIGKILL)
                 vmx.process.kill()
                 await asyncio.to_thread(vmx.process.wait)
             await vmx.close_channel.aclose()
+        for pid in self.qemu_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.run_root, ignore_errors=True)
 
 

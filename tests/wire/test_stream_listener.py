@@ -211,6 +211,7 @@ async def test_flood_of_silent_connections_blocks_nobody() -> None:
         socks = [await connect(w.listener.port) for _ in range(3 * MAX_PENDING_HANDSHAKES)]
         try:
             await w.right_peer_gets_in()
+            assert len(socks) > MAX_PENDING_HANDSHAKES
         finally:
             for sock in socks:
                 sock.close()

@@ -1,7 +1,8 @@
 """The destination's half of a migration: a list of phases from top to bottom.
 
-The VM is a shell until the hand-over: its QEMU process exists, its memory fills, nothing may run it. Before READY any
-error ends it. From READY on the owner record decides (destination_hand_over.py).
+The VM is a shell until the hand-over: its QEMU process exists, its memory fills, nothing may run it. Until then any
+error ends it. From READY on the owner record decides (destination_hand_over.py), and once the guest runs here nothing
+that happens to this session ends it.
 """
 
 import asyncio
@@ -17,7 +18,9 @@ from runtime.faults import MigrationFault, NotOwner, VimFault, VMotionNotConfigu
 from runtime.ondisk.owner_record import OwnerRecord
 from runtime.ondisk.run_lock import RunLock
 from vmx.checkpoint.restore import CheckpointRestore
+from vmx.faults import guest_died
 from vmx.files import VmFiles
+from vmx.guest.errors import GuestDied, QmpFailure
 from vmx.guest.process import GuestProcess
 from vmx.migration.destination_hand_over import DestinationHandOver, Stake
 from vmx.migration.order import MigrationOrder, Ticket, Verification
@@ -35,14 +38,13 @@ from vmx.stream import (
 )
 from vmx.stream.errors import ListenFailed
 from vmx.stream.spec import Encryption
+from vmx.threads import in_thread
 
 # Prepared, and nobody comes: the real system's guard of a prepared destination.
 PREPARE_GUARD_S = 90.0
 _TOKEN_BYTES = 32
 _FAREWELL_S = 1.0
-_UNINTERRUPTIBLE = frozenset(
-    {DestinationPhase.HAND_OVER, DestinationPhase.CONFIRM, DestinationPhase.FINISHED, DestinationPhase.FAILED}
-)
+_INTERRUPTIBLE = frozenset({DestinationPhase.LISTEN, DestinationPhase.RECEIVE, DestinationPhase.RESTORE})
 
 _log = structlog.get_logger(__name__)
 
@@ -61,20 +63,15 @@ class DestinationGuest:
 
 
 class DestinationMigration(Session[DestinationPhase]):
-    """One attempt to take a guest over. `prepare`, then `run`, once."""
+    """One attempt to take a guest over: `prepare`, then `run`, once. After a fault the guest will never run here."""
 
     def __init__(self, order: MigrationOrder, guest: DestinationGuest) -> None:
-        super().__init__(order, DestinationPhase.LISTEN, DESTINATION_MOVES)
+        super().__init__(order, DestinationPhase.LISTEN, DESTINATION_MOVES, _INTERRUPTIBLE)
         self._guest = guest
         self._streams: DestinationStreams | None = None
         self._restore: CheckpointRestore | None = None
         self._hand_over: DestinationHandOver | None = None
-        self._resources = contextlib.AsyncExitStack()
         self._last_chunk = False
-
-    def check_may_cancel(self) -> None:
-        """:raises PastPointOfNoReturn: the hand-over has begun."""
-        self.check_may_end(_UNINTERRUPTIBLE)
 
     async def prepare(self) -> Ticket:
         """Make everything ready and listen on the vMotion address; "prepared" means that all of it truly is.
@@ -103,7 +100,7 @@ class DestinationMigration(Session[DestinationPhase]):
             self._restore = CheckpointRestore(process.qmp, self._guest.run_dir / "state-in.sock")
             await resources.enter_async_context(self._restore)
             # QEMU is up: whatever its start has put into guest RAM goes, so that what isn't sent reads as zeros.
-            await asyncio.to_thread(process.memory.clear)
+            await in_thread(process.memory.clear)
             try:
                 self._streams = DestinationStreams.listen(spec, process.memory)
             except ListenFailed as error:
@@ -113,39 +110,17 @@ class DestinationMigration(Session[DestinationPhase]):
             self._resources = resources.pop_all()
         return Ticket(order.migration_id, self._streams.address, self._streams.port, token, order.ram_bytes)
 
-    async def run(self) -> VimFault | None:
-        """Take the guest over. None: it runs here for good. A fault: it never will, its process has ended."""
-        fault: VimFault | None = None
-        try:
-            async with self._resources as resources:
-                resources.push_async_exit(self._give_up)
-                await self._run_phases()
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  a session's outer edge
-            fault = self.fault_of(error)
-            if not isinstance(error, VimFault | StreamError | asyncio.CancelledError):
-                _log.error("migration_failed", phase=self.phase.value, exc_info=error)
-        if fault is None:
-            self.finish(DestinationPhase.FINISHED)
-            return None
-        _log.warning("destination_destroyed", phase=self.phase.value, reason=str(fault))
-        self.finish(DestinationPhase.FAILED, fault)
-        return fault
-
     async def _run_phases(self) -> None:
-        await self.run_phase(DestinationPhase.LISTEN, self._accept())
-        await self.run_phase(DestinationPhase.RECEIVE, self._receive_memory())
-        await self.run_phase(DestinationPhase.RESTORE, self._load())
-        await self.run_phase(DestinationPhase.HAND_OVER, self._take())
-        await self.run_phase(DestinationPhase.CONFIRM, self._settle())
+        await self._run_phase(DestinationPhase.LISTEN, self._accept)
+        await self._run_phase(DestinationPhase.RECEIVE, self._receive_memory)
+        await self._run_phase(DestinationPhase.RESTORE, self._load)
+        await self._run_phase(DestinationPhase.HAND_OVER, self._take)
+        await self._run_phase(DestinationPhase.CONFIRM, self._settle)
 
     # ---- phases
 
     async def _accept(self) -> None:
         assert self._streams is not None, "made by prepare()"
-        guest = self._guest
-        assert self._restore is not None, "made by prepare()"
-        stake = Stake(guest.files, guest.record, guest.run_lock, self._resume, guest.end_process)
-        self._hand_over = DestinationHandOver(self.order, stake, self._streams)
         await self._streams.accept(PREPARE_GUARD_S)
 
     async def _receive_memory(self) -> None:
@@ -175,12 +150,22 @@ class DestinationMigration(Session[DestinationPhase]):
         self._last_chunk = received.last
 
     async def _take(self) -> None:
-        assert self._hand_over is not None, "made when the source was accepted"
+        assert self._streams is not None, "made by prepare()"
+        guest = self._guest
+        stake = Stake(
+            guest.files,
+            guest.record,
+            guest.run_lock,
+            self._resume,
+            guest.end_process,
+            guest.process.wait_exit,
+        )
+        self._hand_over = DestinationHandOver(self.order, stake, self._streams)
         await self._hand_over.take_over()
         self._raise_if_destroyed()
 
     async def _settle(self) -> None:
-        assert self._hand_over is not None, "made when the source was accepted"
+        assert self._hand_over is not None, "made in the hand-over"
         await self._hand_over.settle()
         self._raise_if_destroyed()
 
@@ -190,7 +175,7 @@ class DestinationMigration(Session[DestinationPhase]):
         self._guest.on_resumed()
 
     def _raise_if_destroyed(self) -> None:
-        assert self._hand_over is not None, "made when the source was accepted"
+        assert self._hand_over is not None, "made in the hand-over"
         if self._hand_over.state is DestinationState.DESTROYED:
             cause = self._hand_over.failure
             message = f"The guest can't run on {self.order.destination.name}: {cause}"
@@ -198,16 +183,29 @@ class DestinationMigration(Session[DestinationPhase]):
 
     # ---- undoing
 
-    async def _give_up(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Before READY: tell the source, end the shell VM. After it the hand-over has done what was right."""
-        if error is None or self.phase in _UNINTERRUPTIBLE:
-            return
-        if self._streams is not None:
-            with contextlib.suppress(StreamError, TimeoutError):  # best effort: it would notice by itself
-                async with asyncio.timeout(_FAREWELL_S):
-                    text = str(self.fault_of(error))[:200]
-                    await self._streams.control.send(ControlMessage(ControlCode.FAILED, text=text))
-        if self._hand_over is not None:
-            await self._hand_over.give_up(error)
-        else:
+    async def _cause_of(self, error: BaseException) -> BaseException:
+        if isinstance(error, QmpFailure):
+            error = await self._guest.process.cause_of(error)
+        return guest_died(error.exit_status) if isinstance(error, GuestDied) else error
+
+    async def _undo(self, fault: VimFault) -> VimFault | None:
+        """Before the hand-over: tell the source, end the shell VM. After it: what the record says."""
+        if self._hand_over is None:
+            await self._tell(fault)
             await self._guest.end_process()
+            return fault
+        await self._hand_over.resolve()
+        if not self._hand_over.has_guest:
+            return fault
+        if self.phase is DestinationPhase.HAND_OVER:
+            self._enter(DestinationPhase.CONFIRM)
+        return None
+
+    async def _tell(self, fault: VimFault) -> None:
+        """Best effort: the source would notice by itself."""
+        if self._streams is None:
+            return
+        with contextlib.suppress(StreamError, TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                message = ControlMessage(ControlCode.FAILED, text=str(fault)[:200])
+                await self._streams.control.send(message)

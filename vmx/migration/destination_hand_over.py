@@ -1,4 +1,7 @@
-"""The destination's side of the hand-over: carries out what switchover.py decides, on record, lock, guest and wire."""
+"""The destination's side of the hand-over: carries out what switchover.py decides, on record, lock, guest and wire.
+
+A storage that stalls is waited for, however long: whoever gave up here would leave a guest that nobody may run.
+"""
 
 import asyncio
 import time
@@ -7,15 +10,25 @@ from dataclasses import dataclass
 
 import structlog
 
-from runtime.faults import CannotAccessFile, FileLocked, FileNotFound, MemoryVerificationFailed, NotOwner
+from runtime.failpoint import failpoint
+from runtime.faults import (
+    CannotAccessFile,
+    FileLocked,
+    FileNotFound,
+    MemoryVerificationFailed,
+    NotOwner,
+    VimFault,
+)
 from runtime.ondisk import owner_record
 from runtime.ondisk.owner_record import OwnerRecord
 from runtime.ondisk.run_lock import RunLock
 from vmx.checkpoint.errors import CheckpointError
 from vmx.files import VmFiles
 from vmx.guest.errors import GuestError
+from vmx.migration import failpoints
 from vmx.migration.order import MigrationOrder
 from vmx.migration.switchover import (
+    DESTINATION_RUNS,
     DestinationAction,
     DestinationEvent,
     DestinationState,
@@ -28,19 +41,21 @@ from vmx.stream.verify import DigestTable
 _LOCK_DEADLINE_S = 10.0
 _LOCK_EVERY_S = 0.001
 _STORAGE_EVERY_S = 0.2
+_STORAGE_ERRORS = (CannotAccessFile, FileNotFound, OSError)
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Stake:
-    """What is taken over: `record` is as it was at Prepare, naming the source."""
+    """What is taken over: `record` is as it was at Prepare, naming the source. `guest_ended` returns when QEMU has."""
 
     files: VmFiles
     record: OwnerRecord
     run_lock: RunLock
     resume_guest: Callable[[], Awaitable[object]]
     end_guest: Callable[[], Awaitable[None]]
+    guest_ended: Callable[[], Awaitable[object]]
 
 
 class DestinationHandOver:
@@ -53,33 +68,57 @@ class DestinationHandOver:
         self._stake = stake
         self._streams = streams
         self._record = stake.record
-        self._deadline = time.monotonic() + order.options.max_switchover_s
+        self._deadline_s = 0.0
+        self._last_note = ""
+
+    @property
+    def has_guest(self) -> bool:
+        """The guest runs here, and nothing but the record or its own end may change that."""
+        return self.state in DESTINATION_RUNS - {DestinationState.RESUMING}
 
     async def take_over(self) -> None:
-        """Everything is loaded: say READY, wait for COMMIT, take record and lock, resume. Never raises."""
+        """Everything is loaded: say READY, wait for COMMIT, take record and lock, resume. Failures aren't raised."""
+        self._set_deadline()
         await self._drive(DestinationEvent.LOADED)
         while self.state is DestinationState.READY:
             await self._drive(await self._next_message())
 
-    async def give_up(self, cause: BaseException) -> None:
-        """Before READY: nothing is owned here yet; the shell VM ends."""
-        self._note(cause)
-        await self._drive(DestinationEvent.FAILURE)
-
     async def settle(self) -> None:
-        """The guest runs: answer the source's questions about its memory, then keep it for good. Never raises."""
+        """The guest runs: answer the source's questions about its memory, then keep it for good."""
+        self._set_deadline()
         while self.state is DestinationState.RUNNING:
             await self._drive(await self._next_message())
+
+    async def resolve(self) -> None:
+        """After a defect: go on from wherever it was left, by the record alone, until it is SETTLED or DESTROYED."""
+        await self._drive(await self._event_after_trouble())
+        if self.state is DestinationState.RUNNING:
+            await self._drive(DestinationEvent.FAILURE)
+
+    def _set_deadline(self) -> None:
+        self._deadline_s = time.monotonic() + self._order.options.max_switchover_s
 
     # ---- events
 
     async def _next_message(self) -> DestinationEvent | None:
+        """The source's next message, or the guest's end, whichever comes first."""
+        limit_s = max(0.001, self._deadline_s - time.monotonic())
+        receiving = asyncio.ensure_future(self._streams.receive(limit_s))
+        ending = asyncio.ensure_future(self._stake.guest_ended())
         try:
-            received = await self._streams.receive(max(0.001, self._deadline - time.monotonic()))
-            return await self._event_of(received)
+            await asyncio.wait((receiving, ending), return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                self._note(StreamError("the guest's process ended by itself"))
+                running = self.state is DestinationState.RUNNING
+                return DestinationEvent.GUEST_FAILED if running else DestinationEvent.FAILURE
+            return await self._event_of(receiving.result())
         except StreamError as error:
             self._note(error)
             return DestinationEvent.FAILURE
+        finally:
+            for waiting in (receiving, ending):
+                waiting.cancel()
+            await asyncio.gather(receiving, ending, return_exceptions=True)
 
     async def _event_of(self, received: Received) -> DestinationEvent | None:
         if isinstance(received, ControlMessage):
@@ -100,6 +139,25 @@ class DestinationHandOver:
                     raise StreamError(f"the source gave up: {received.text or received.code.name}")
         raise StreamError(f"an unexpected message in {self.state.name}")
 
+    async def _event_after_trouble(self) -> DestinationEvent | None:
+        match self.state:
+            case DestinationState.LOADING | DestinationState.READY | DestinationState.RUNNING:
+                return DestinationEvent.FAILURE
+            case DestinationState.READING:
+                return await self._read_record()
+            case DestinationState.LOCKING:
+                return DestinationEvent.LOCK_REFUSED
+            case DestinationState.RESUMING:
+                return DestinationEvent.GUEST_FAILED
+            case DestinationState.GIVING_UP:
+                return await self._swap(self._order.source.host_uuid)
+            case DestinationState.GIVING_BACK:
+                await self._perform(DestinationAction.END_GUEST)
+                return await self._swap(self._order.source.host_uuid)
+            case DestinationState.SETTLING:
+                return await self._swap(self._order.destination.host_uuid)
+        return None
+
     def _digests(self) -> DigestTable:
         digests = self._streams.digests
         if digests is None:
@@ -109,7 +167,9 @@ class DestinationHandOver:
     def _note(self, error: BaseException) -> None:
         if self.failure is None:
             self.failure = error
-        _log.warning("hand_over_disturbed", state=self.state.name, reason=str(error))
+        if str(error) != self._last_note:  # a stall is asked about five times a second, and told once
+            self._last_note = str(error)
+            _log.warning("hand_over_disturbed", state=self.state.name, reason=str(error))
 
     # ---- actions
 
@@ -127,10 +187,13 @@ class DestinationHandOver:
     async def _perform(self, action: DestinationAction) -> DestinationEvent | None:
         match action:
             case DestinationAction.SEND_READY:
-                return await self._send(ControlMessage(ControlCode.READY))
+                sent = await self._send(ControlMessage(ControlCode.READY, self._record.epoch))
+                await failpoint(failpoints.DESTINATION_AFTER_READY)
+                return sent
             case DestinationAction.SWAP_TO_GIVE_UP | DestinationAction.SWAP_BACK:
                 return await self._swap(self._order.source.host_uuid)
             case DestinationAction.SWAP_TO_SETTLE:
+                await failpoint(failpoints.DESTINATION_BEFORE_SETTLE)
                 return await self._swap(self._order.destination.host_uuid)
             case DestinationAction.READ_RECORD:
                 return await self._read_record()
@@ -173,7 +236,7 @@ class DestinationHandOver:
                     return DestinationEvent.SWAP_WON
                 self._note(error)
                 return DestinationEvent.SWAP_LOST
-            except (CannotAccessFile, FileNotFound) as error:
+            except _STORAGE_ERRORS as error:
                 self._note(error)
                 await asyncio.sleep(_STORAGE_EVERY_S)
             else:
@@ -183,30 +246,46 @@ class DestinationHandOver:
         while True:
             try:
                 self._record = await asyncio.to_thread(owner_record.read, self._stake.files.owner_record)
-            except (CannotAccessFile, FileNotFound) as error:
+            except _STORAGE_ERRORS as error:
                 self._note(error)
                 await asyncio.sleep(_STORAGE_EVERY_S)
                 continue
-            mine = self._record.owner_host_uuid == self._order.destination.host_uuid
-            return DestinationEvent.RECORD_NAMES_ME if mine else DestinationEvent.RECORD_NAMES_OTHER
+            if self._record.owner_host_uuid == self._order.destination.host_uuid:
+                return DestinationEvent.RECORD_NAMES_ME
+            self._note(NotOwner("The owner record names another host.", owner=self._record.owner_host_uuid))
+            return DestinationEvent.RECORD_NAMES_OTHER
 
     async def _take_run_lock(self) -> DestinationEvent:
-        deadline = time.monotonic() + _LOCK_DEADLINE_S
+        await failpoint(failpoints.DESTINATION_BEFORE_LOCK)
+        deadline, has_waited = time.monotonic() + _LOCK_DEADLINE_S, False
         while True:
             try:
                 self._stake.run_lock.acquire()
-            except FileLocked as error:
+            except (FileLocked, OSError) as error:
+                has_waited = True
                 if time.monotonic() > deadline:
                     self._note(error)
                     return DestinationEvent.LOCK_REFUSED
                 await asyncio.sleep(_LOCK_EVERY_S)
             else:
+                if has_waited and not await self._is_still_mine():
+                    return DestinationEvent.LOCK_REFUSED
                 return DestinationEvent.LOCK_TAKEN
 
+    async def _is_still_mine(self) -> bool:
+        """While we waited for the lock the record may have been taken from us: only both together let us run."""
+        try:
+            present = await asyncio.to_thread(owner_record.read, self._stake.files.owner_record)
+        except _STORAGE_ERRORS as error:
+            self._note(error)
+            return False
+        return present == self._record
+
     async def _resume_guest(self) -> DestinationEvent:
+        await failpoint(failpoints.DESTINATION_BEFORE_RESUME)
         try:
             await self._stake.resume_guest()
-        except (CheckpointError, GuestError) as error:
+        except (CheckpointError, GuestError, VimFault) as error:
             self._note(error)
             return DestinationEvent.GUEST_FAILED
         return DestinationEvent.GUEST_RUNS

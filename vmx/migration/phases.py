@@ -44,6 +44,11 @@ class SourcePhase(Enum):
     FINISHED = "finished"  # end
     FAILED = "failed"  # end, from every phase: the guest runs here as before, or stays stunned for its owner
 
+    @property
+    def is_end(self) -> bool:
+        """Nothing follows."""
+        return self in {SourcePhase.FINISHED, SourcePhase.FAILED}
+
 
 class DestinationPhase(Enum):
     """The destination's half."""
@@ -55,6 +60,11 @@ class DestinationPhase(Enum):
     CONFIRM = "confirm"  # next: FINISHED
     FINISHED = "finished"  # end
     FAILED = "failed"  # end, from every phase: the shell VM is gone
+
+    @property
+    def is_end(self) -> bool:
+        """Nothing follows."""
+        return self in {DestinationPhase.FINISHED, DestinationPhase.FAILED}
 
 
 _SOURCE_ORDER = [phase for phase in SourcePhase if phase is not SourcePhase.FAILED]

@@ -1,13 +1,14 @@
 """The source's half of a migration: a list of phases from top to bottom.
 
-Until HAND_OVER every error and every cancel is undone here: the guest runs on as before, with no tracer and no stream
-left. HAND_OVER and CONFIRM obey the owner record alone (source_hand_over.py).
+Until HAND_OVER every error and every cancel is undone here: first the guest runs on, then the destination is told, then
+tracer, mapping and streams are released. HAND_OVER and CONFIRM obey the owner record alone (source_hand_over.py).
 """
 
 import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -16,7 +17,10 @@ from runtime.faults import MemoryVerificationFailed, MigrationFault, VimFault, V
 from runtime.ondisk.owner_record import OwnerRecord
 from runtime.ondisk.run_lock import RunLock
 from vmx.checkpoint.capture import CapturedState, CheckpointCapture
+from vmx.faults import guest_died
 from vmx.files import VmFiles
+from vmx.guest.errors import GuestDied, QmpFailure, QmpTimeout
+from vmx.guest.memory import GuestMemoryError
 from vmx.guest.pages import PageRuns, page_total
 from vmx.guest.process import GuestProcess
 from vmx.migration.order import MigrationOrder, Ticket, Verification
@@ -35,18 +39,25 @@ from vmx.stream import (
     StreamSecret,
     StreamSpec,
 )
-from vmx.stream.errors import ConnectFailed
 from vmx.stream.spec import Encryption
 from vmx.stream.verify import compare, digest_memory
 from vmx.threads import in_thread
 from vmx.trace.contract import Tracer, TraceTarget
 from vmx.trace.tracer import choose_tracer
 
-_UNINTERRUPTIBLE = frozenset(
-    {SourcePhase.HAND_OVER, SourcePhase.CONFIRM, SourcePhase.FINISHED, SourcePhase.FAILED}
+_INTERRUPTIBLE = frozenset(
+    {
+        SourcePhase.HANDSHAKE,
+        SourcePhase.PRE_COPY,
+        SourcePhase.STUN,
+        SourcePhase.LAST_PAGES,
+        SourcePhase.CHECKPOINT,
+    }
 )
-# The peer's word that it failed is worth this much waiting, no more.
+# Telling the peer that it failed is worth this much waiting, no more.
 _FAREWELL_S = 1.0
+# A guest stays stunned for want of an answer of its QEMU: worth asking again.
+_RESUME_ATTEMPTS = 3
 
 _log = structlog.get_logger(__name__)
 
@@ -84,11 +95,15 @@ class _Marks:
 
 
 class SourceMigration(Session[SourcePhase]):
-    """One attempt to give a running guest away. `run` once; `guest_left` tells afterwards whether it is gone."""
+    """One attempt to give a running guest away: `run` once.
+
+    Where that ends in a fault the guest runs here as before, with two exceptions: `guest_left`, it was given and its
+    new owner's last word is missing: stunned, and for `resolve`; `guest_stunned`, it couldn't be let run again.
+    """
 
     def __init__(self, order: MigrationOrder, ticket: Ticket, guest: SourceGuest) -> None:
-        super().__init__(order, SourcePhase.HANDSHAKE, SOURCE_MOVES)
-        self.guest_left = False
+        super().__init__(order, SourcePhase.HANDSHAKE, SOURCE_MOVES, _INTERRUPTIBLE)
+        self.guest_stunned = False
         self._ticket = ticket
         self._guest = guest
         self._marks = _Marks()
@@ -99,45 +114,32 @@ class SourceMigration(Session[SourcePhase]):
         self._tracer: Tracer | None = None
         self._hand_over: SourceHandOver | None = None
 
-    def check_may_cancel(self) -> None:
-        """:raises PastPointOfNoReturn: the hand-over has begun."""
-        self.check_may_end(_UNINTERRUPTIBLE)
+    @property
+    def guest_left(self) -> bool:
+        """As far as is known here the guest is the destination's: it must not run here."""
+        return self._hand_over is not None and self._hand_over.gave_away
 
-    async def run(self) -> VimFault | None:
-        """Do it. None: the destination keeps the guest for good; the stunned guest here is worthless.
+    async def resolve(self) -> None:
+        """After a fault with `guest_left`: wait for the owner record, as long as it takes. Afterwards `guest_left`
+        tells what it said; if that is no, the guest runs.
 
-        A fault: it failed or was canceled, and the guest runs here as before; only where the hand-over's outcome isn't
-        known it stays stunned (`guest_left`).
+        :raises GuestError: the guest is ours again and couldn't be let run.
         """
-        fault: VimFault | None = None
-        try:
-            async with contextlib.AsyncExitStack() as resources:
-                await self._run_phases(resources)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  a session's outer edge
-            fault = self.fault_of(error)
-            if not isinstance(error, VimFault | StreamError | asyncio.CancelledError):
-                _log.error("migration_failed", phase=self.phase.value, exc_info=error)
-        if fault is None:
-            self.finish(SourcePhase.FINISHED)
-            return None
-        _log.warning(
-            "migration_rolled_back", phase=self.phase.value, reason=str(fault), guest_left=self.guest_left
-        )
-        self.finish(SourcePhase.FAILED, fault)
-        return fault
+        assert self._hand_over is not None, "made in the hand-over"
+        await self._hand_over.resolve()
 
-    async def _run_phases(self, resources: contextlib.AsyncExitStack) -> None:
-        await self.run_phase(SourcePhase.HANDSHAKE, self._connect(resources))
-        left = await self.run_phase(SourcePhase.PRE_COPY, self._copy(resources))
-        await self.run_phase(SourcePhase.STUN, self._stun())
-        await self.run_phase(SourcePhase.LAST_PAGES, self._send_last_pages(left))
-        await self.run_phase(SourcePhase.CHECKPOINT, self._send_checkpoint())
-        await self.run_phase(SourcePhase.HAND_OVER, self._give())
-        await self.run_phase(SourcePhase.CONFIRM, self._confirm())
+    async def _run_phases(self) -> None:
+        await self._run_phase(SourcePhase.HANDSHAKE, self._connect)
+        left = await self._run_phase(SourcePhase.PRE_COPY, self._copy)
+        await self._run_phase(SourcePhase.STUN, self._stun)
+        await self._run_phase(SourcePhase.LAST_PAGES, partial(self._send_last_pages, left))
+        await self._run_phase(SourcePhase.CHECKPOINT, self._send_checkpoint)
+        await self._run_phase(SourcePhase.HAND_OVER, self._give)
+        await self._run_phase(SourcePhase.CONFIRM, self._confirm)
 
     # ---- phases
 
-    async def _connect(self, resources: contextlib.AsyncExitStack) -> None:
+    async def _connect(self) -> None:
         order, options = self.order, self.order.options
         spec = StreamSpec(
             secret=StreamSecret(order.migration_id, order.key, self._ticket.token),
@@ -152,24 +154,22 @@ class SourceMigration(Session[SourcePhase]):
         )
         try:
             self._streams = await SourceStreams.connect(spec)
-        except (ConnectFailed, StreamError) as error:
+        except StreamError as error:
             message = f"The vMotion connection to {order.destination.name} can't be made: {error}"
             raise VMotionLinkDown(
                 message, phase="handshake", host=order.source.name, peer=order.destination.name
             ) from error
-        resources.push_async_callback(self._streams.close)
+        self._resources.push_async_callback(self._streams.close)
         self._capture = CheckpointCapture(self._guest.process.qmp, self._guest.run_dir / "state-out.sock")
-        await resources.enter_async_context(self._capture)
-        # Pushed last, so done first: the streams and the capture still work while it undoes.
-        resources.push_async_exit(self._roll_back)
+        await self._resources.enter_async_context(self._capture)
 
-    async def _copy(self, resources: contextlib.AsyncExitStack) -> PageRuns:
+    async def _copy(self) -> PageRuns:
         assert self._streams is not None, "made in the handshake"
         process = self._guest.process
         target = TraceTarget(process.pid, process.memory, process.userfault_fd)
         self._tracer = choose_tracer(target, self.order.options.tracer, _log)
-        resources.push_async_callback(in_thread, self._tracer.stop)
-        memory = resources.enter_context(process.memory.mapped(writable=False))
+        self._resources.push_async_callback(in_thread, self._tracer.stop)
+        memory = self._resources.enter_context(process.memory.mapped(writable=False))
         self.board.publish(replace(self.board.now, tracer=self._tracer.kind.value))
         self._pre_copy = PreCopy(
             Tools(self._streams, self._tracer, memory, self.board), self.order.options.limits
@@ -222,25 +222,29 @@ class SourceMigration(Session[SourcePhase]):
     async def _expect_ready(self) -> None:
         assert self._streams is not None, "made in the handshake"
         received = await self._streams.control.receive(self.order.options.max_switchover_s)
-        if isinstance(received, ControlMessage) and received.code is ControlCode.READY:
-            return
-        reason = received.text if isinstance(received, ControlMessage) else "it sent something else"
-        message = f"The destination can't take the guest: {reason}"
-        raise MigrationFault(message, phase=self.phase.value)
+        if not isinstance(received, ControlMessage) or received.code is not ControlCode.READY:
+            reason = received.text if isinstance(received, ControlMessage) else "it sent something else"
+            message = f"The destination can't take the guest: {reason}"
+            raise MigrationFault(message, phase=self.phase.value)
+        if received.value != self._guest.record.epoch:
+            # It couldn't give up any more so that our hand-over fails: then this one mustn't begin.
+            message = (
+                "The owner record was changed between the destination's preparation and the source's start."
+            )
+            raise MigrationFault(message, phase=self.phase.value)
 
     async def _give(self) -> None:
         assert self._streams is not None, "made in the handshake"
         guest = self._guest
         stake = Stake(guest.files, guest.record, guest.run_lock, self._resume_guest)
         self._hand_over = SourceHandOver(self.order, stake, self._streams.control)
-        self.guest_left = True
         await self._hand_over.hand_over()
         if self._hand_over.state is SourceState.CONFIRMING:
             self._marks.commit_sent_ns = self._hand_over.commit_sent_ns
             self._marks.resumed_ns = self._hand_over.resumed_ns
             self.board.publish(replace(self.board.now, stun=self._marks.report()))
             _log.info("guest_resumed_at_destination", stun_ms=round(self.board.now.stun.stun_ms, 3))
-        self._raise_if_rolled_back()
+        self._raise_unless_given()
 
     async def _confirm(self) -> None:
         """The stun is over. Prove the memory, tell the destination, and wait for its last word."""
@@ -254,23 +258,30 @@ class SourceMigration(Session[SourcePhase]):
         except MemoryVerificationFailed as error:
             failure = error
             verdict = ControlMessage(ControlCode.WRONG_MEMORY, error.pages)
-        except StreamError as error:
+        except (StreamError, GuestMemoryError) as error:
+            # The guest runs there and nothing speaks against it; `memory_verified` stays false.
             _log.warning("memory_not_verified", reason=str(error))
         with contextlib.suppress(StreamError):  # the record tells what became of it
             await self._streams.control.send(verdict)
         await self._hand_over.confirm()
         if failure is not None:
-            self.end_reason = failure
-        self._raise_if_rolled_back()
+            raise failure  # given back, or settled before it heard of it: `guest_left` tells
+        self._raise_unless_given()
 
-    def _raise_if_rolled_back(self) -> None:
+    def _raise_unless_given(self) -> None:
+        """:raises MigrationFault: the guest is here again, or nobody knows yet whose it is."""
         assert self._hand_over is not None, "made in the hand-over"
-        if self._hand_over.state is not SourceState.ROLLED_BACK:
+        hand_over, name = self._hand_over, self.order.destination.name
+        if hand_over.state in {SourceState.CONFIRMING, SourceState.DONE}:
             return
-        self.guest_left = False
-        cause = self._hand_over.failure
-        message = f"The guest came back from {self.order.destination.name}: {cause}"
-        raise MigrationFault(message, phase=self.phase.value) from cause
+        if hand_over.state is SourceState.ROLLED_BACK:
+            message = f"The guest couldn't be handed over to {name} and runs here: {hand_over.failure}"
+        else:
+            message = (
+                f"Whether {name} has the guest isn't known in the phase {self.phase.value!r} "
+                f"({hand_over.state.name}): it stays stunned here until the owner record tells: {hand_over.failure}"
+            )
+        raise MigrationFault(message, phase=self.phase.value) from hand_over.failure
 
     async def _verify(self) -> None:
         """Compare the frozen RAM here with the destination's digests.
@@ -299,20 +310,45 @@ class SourceMigration(Session[SourcePhase]):
 
     # ---- undoing
 
-    async def _resume_guest(self) -> None:
-        assert self._capture is not None, "made in the handshake"
-        await self._capture.cancel()
+    async def _cause_of(self, error: BaseException) -> BaseException:
+        if isinstance(error, QmpFailure):
+            error = await self._guest.process.cause_of(error)
+        return guest_died(error.exit_status) if isinstance(error, GuestDied) else error
 
-    async def _roll_back(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Before the hand-over: tell the peer, and let the guest run on. After it: nothing, the record has decided."""
-        if error is None or self._hand_over is not None:
-            return
+    async def _undo(self, fault: VimFault) -> VimFault:
+        """Before the hand-over: the guest runs on, and the peer is told. After it: nothing, the record decides."""
+        if self._hand_over is not None:
+            return fault
         if self._streams is not None:
-            reason = str(self.fault_of(error))
-            self._streams.abort(reason)
-            code = ControlCode.CANCEL if self.end_reason is not None else ControlCode.FAILED
-            with contextlib.suppress(StreamError, TimeoutError):  # best effort: it would notice by itself
-                async with asyncio.timeout(_FAREWELL_S):
-                    await self._streams.control.send(ControlMessage(code, text=reason[:200]))
-        if self._capture is not None:
+            self._streams.abort(str(fault))
+        try:
             await self._resume_guest()
+        finally:
+            await self._tell(fault)
+        return fault
+
+    async def _resume_guest(self) -> None:
+        """:raises GuestError: it couldn't be let run: `guest_stunned`."""
+        process = self._guest.process
+        for attempt in range(1, _RESUME_ATTEMPTS + 1):
+            if self._capture is None or process.exit_status is not None:
+                return
+            self.guest_stunned = True
+            try:
+                await self._capture.cancel()
+            except QmpTimeout as error:
+                _log.error("guest_not_resumed", attempt=attempt, reason=str(error))
+                if attempt == _RESUME_ATTEMPTS:
+                    raise
+            else:
+                self.guest_stunned = False
+                return
+
+    async def _tell(self, fault: VimFault) -> None:
+        """Best effort: the destination would notice by itself."""
+        if self._streams is None:
+            return
+        code = ControlCode.CANCEL if self._end_reason is not None else ControlCode.FAILED
+        with contextlib.suppress(StreamError, TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._streams.control.send(ControlMessage(code, text=str(fault)[:200]))

@@ -10,14 +10,16 @@ Messages only make it fast. Who has the record and the lock may run the guest; i
                   lost ─▶ RESUMING_HERE                               failure ─▶ GIVING_UP
                   uncertain ─▶ RECLAIMING                GIVING_UP    won ─▶ DESTROYED, lost ─▶ READING
     RECLAIMING    won ─▶ RESUMING_HERE                   READING      mine ─▶ LOCKING, else ─▶ DESTROYED
-                  names destination ─▶ GIVEN             LOCKING      taken ─▶ RESUMING
-    GIVEN         RESUMED ─▶ CONFIRMING                               refused ─▶ GIVING_BACK
-                  link lost ─▶ WATCHING                  RESUMING     runs ─▶ RUNNING, fails ─▶ GIVING_BACK
-    CONFIRMING    SETTLED ─▶ DONE                        RUNNING      verified, link lost ─▶ SETTLING
-                  link lost ─▶ WATCHING                               memory differs ─▶ GIVING_BACK
-    GIVEN, CONFIRMING, WATCHING                          SETTLING     won ─▶ SETTLED, lost ─▶ DESTROYED
-                  record names me ─▶ RETAKING            GIVING_BACK  ─▶ DESTROYED
+                  uncertain ─▶ RECLAIMING                LOCKING      taken ─▶ RESUMING
+    SWAPPING, RECLAIMING                                              refused ─▶ GIVING_BACK
+                  names destination ─▶ GIVEN             RESUMING     runs ─▶ RUNNING, fails ─▶ GIVING_BACK
+                  names a third ─▶ WATCHING              RUNNING      verified, link lost ─▶ SETTLING
+    GIVEN         RESUMED ─▶ CONFIRMING                               memory differs, ended ─▶ GIVING_BACK
+                  link lost ─▶ WATCHING                  SETTLING     won ─▶ SETTLED, lost ─▶ DESTROYED
+    CONFIRMING    SETTLED ─▶ DONE                        GIVING_BACK  ─▶ DESTROYED
+                  link lost ─▶ WATCHING
     WATCHING      record settled ─▶ DONE
+                  record names me ─▶ RETAKING
     RETAKING      lock taken ─▶ RESUMING_HERE
     RESUMING_HERE ─▶ ROLLED_BACK
 
@@ -53,10 +55,11 @@ class SourceEvent(Enum):
     READY = auto()
     FAILURE = auto()  # any error or cancel, the loss of the connection included
     SWAP_WON = auto()
-    SWAP_LOST = auto()  # the record was not as expected, and doesn't name the destination
+    SWAP_LOST = auto()  # the record names me still, and certainly isn't given away by me
     SWAP_UNCERTAIN = auto()  # the write failed in the middle
     RECORD_NAMES_DESTINATION = auto()
     RECORD_NAMES_ME = auto()
+    RECORD_NAMES_OTHER = auto()  # neither me nor the destination: somebody else has decided
     RESUMED = auto()
     SETTLED = auto()  # the destination's word, or the record's: it names the destination at a later epoch
     LOCK_TAKEN = auto()
@@ -147,12 +150,15 @@ SOURCE_TABLE: dict[tuple[SourceState, SourceEvent], tuple[SourceState, tuple[Sou
     (_S.RECLAIMING, _SE.SWAP_WON): (_S.RESUMING_HERE, (_SA.RESUME_GUEST,)),
     (_S.RECLAIMING, _SE.SWAP_UNCERTAIN): (_S.RECLAIMING, (_SA.SWAP_TO_MYSELF,)),
     (_S.RECLAIMING, _SE.RECORD_NAMES_DESTINATION): (_S.GIVEN, (_SA.RELEASE_RUN_LOCK, _SA.SEND_COMMIT)),
+    # Somebody gave it to the destination in my place, or my write landed all the same.
+    (_S.SWAPPING, _SE.RECORD_NAMES_DESTINATION): (_S.GIVEN, (_SA.RELEASE_RUN_LOCK, _SA.SEND_COMMIT)),
+    # Not mine to run, and not in the way of whoever it is.
+    (_S.SWAPPING, _SE.RECORD_NAMES_OTHER): (_S.WATCHING, (_SA.RELEASE_RUN_LOCK, _SA.WATCH_RECORD)),
+    (_S.RECLAIMING, _SE.RECORD_NAMES_OTHER): (_S.WATCHING, (_SA.RELEASE_RUN_LOCK, _SA.WATCH_RECORD)),
     (_S.GIVEN, _SE.RESUMED): (_S.CONFIRMING, ()),
     (_S.GIVEN, _SE.FAILURE): (_S.WATCHING, (_SA.WATCH_RECORD,)),
-    (_S.GIVEN, _SE.RECORD_NAMES_ME): (_S.RETAKING, (_SA.TAKE_RUN_LOCK,)),
     (_S.CONFIRMING, _SE.SETTLED): (_S.DONE, ()),
     (_S.CONFIRMING, _SE.FAILURE): (_S.WATCHING, (_SA.WATCH_RECORD,)),
-    (_S.CONFIRMING, _SE.RECORD_NAMES_ME): (_S.RETAKING, (_SA.TAKE_RUN_LOCK,)),
     (_S.WATCHING, _SE.SETTLED): (_S.DONE, ()),
     (_S.WATCHING, _SE.RECORD_NAMES_ME): (_S.RETAKING, (_SA.TAKE_RUN_LOCK,)),
     (_S.RETAKING, _SE.LOCK_TAKEN): (_S.RESUMING_HERE, (_SA.RESUME_GUEST,)),

@@ -5,7 +5,6 @@ only when the revision in the database isn't the newest one.
 """
 
 import asyncio
-import os
 import re
 import sys
 from pathlib import Path
@@ -42,8 +41,6 @@ async def bring_to_newest(engine: AsyncEngine, url: str) -> bool:
         present = await connection.run_sync(_present_revision)
     if present == newest_revision():
         return False
-    package_root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH", ""))))
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -51,7 +48,7 @@ async def bring_to_newest(engine: AsyncEngine, url: str) -> bool:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": path},
+        cwd=Path(__file__).parents[2],  # from where `python -m` finds the package, installed or not
     )
     try:
         # The URL may hold a password, so it isn't an argument, which others could read.

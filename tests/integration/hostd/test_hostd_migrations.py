@@ -24,6 +24,7 @@ from runtime.faults import (
     MigrationNotReady,
     NotOwner,
     PastPointOfNoReturn,
+    RequestCanceled,
     TaskInProgress,
     VimFault,
 )
@@ -480,3 +481,17 @@ async def test_prepare_whose_vmx_hangs_is_undone_whole(pair: Pair) -> None:
     await pair.destination.start()
     assert not (await pair.destination.migration("QueryMigration", spec)).open
     await pair.assert_as_before()
+
+
+async def test_cancel_while_the_destination_is_prepared_undoes_it_at_once(pair: Pair) -> None:
+    spec = await pair.spec()
+    spec.vm.annotation = "hang-prepare"
+    preparing = asyncio.create_task(pair.destination.prepare(spec))
+    async with asyncio.timeout(15):
+        while not any(pair.destination.run_directory.glob("*/fake-guest.pid")):
+            await asyncio.sleep(0.02)
+    await asyncio.gather(*(pair.destination.migration("CancelMigration", spec) for _ in range(3)))
+    await pair.assert_as_before()
+    with pytest.raises(RequestCanceled):
+        await preparing
+    await pair.finish(await pair.begin())

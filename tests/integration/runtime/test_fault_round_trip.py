@@ -228,6 +228,7 @@ async def test_caller_that_stops_reading_a_stream_ends_it_at_the_far_end(chain: 
         break
     async with asyncio.timeout(_TIMEOUT_S):
         await chain.hostd.watcher_ended.wait()
+    assert chain.hostd.watcher_began.is_set()
 
 
 async def test_deadline_becomes_timed_out(chain: Chain) -> None:

@@ -244,6 +244,8 @@ def test_stop_guest_dead_is_fine(rig: Rig) -> None:
     rig.guest.kill()
     rig.tracer.stop()
     rig.tracer.stop()
+    with pytest.raises(TracerStateError):
+        rig.tracer.collect()
 
 
 @pytest.fixture

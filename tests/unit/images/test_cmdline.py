@@ -1,3 +1,5 @@
+"""The kernel command line: every option lands in it, and what the guest would refuse is refused here."""
+
 from typing import Any
 
 import pytest

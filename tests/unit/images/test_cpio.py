@@ -1,3 +1,5 @@
+"""The archive writer: what the kernel reads back is what was put in."""
+
 import stat
 
 import pytest

@@ -1,3 +1,5 @@
+"""The guest's lines: parsed exactly, anything else is no line of the guest's."""
+
 import pytest
 
 from images.guest_output import Heartbeat, StampStatus, parse_heartbeat, parse_status, parse_wrong

@@ -1,3 +1,5 @@
+"""Which kernel modules the image needs, and in which order they load."""
+
 import pytest
 
 from images.errors import ModuleError

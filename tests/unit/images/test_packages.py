@@ -1,3 +1,5 @@
+"""The package cache: what is fetched once stays, what is damaged is fetched again."""
+
 from pathlib import Path
 
 import pytest

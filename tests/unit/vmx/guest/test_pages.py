@@ -110,4 +110,6 @@ def test_validate_wrong_shape_or_type_is_refused(array: PageRuns) -> None:
 
 def test_validate_empty_and_full_are_accepted() -> None:
     pages.validate(pages.empty_runs(), PAGE_COUNT)
-    pages.validate(pages.complement(pages.empty_runs(), PAGE_COUNT), PAGE_COUNT)
+    everything = pages.complement(pages.empty_runs(), PAGE_COUNT)
+    pages.validate(everything, PAGE_COUNT)
+    assert pages.page_total(everything) == PAGE_COUNT

@@ -1,5 +1,6 @@
 """The table from faults to exit statuses."""
 
+from demo.cluster_layout import PROJECT
 from proto.vim.v1 import fault_pb2
 from vpxd.cli.app import app
 from vpxd.cli.exit_status import MEANING, STATUS_OF, ExitStatus, status_of_fault
@@ -23,3 +24,9 @@ def test_meaning_of_every_status_is_in_the_help() -> None:
     assert isinstance(epilog, str)
     for status, meaning in MEANING.items():
         assert f"{status.value} {meaning}" in epilog
+
+
+def test_meaning_of_every_status_is_in_the_documentation() -> None:
+    page = (PROJECT / "docs" / "cli.md").read_text()
+    for status, meaning in MEANING.items():
+        assert f"| {status.value} | {meaning} |" in page

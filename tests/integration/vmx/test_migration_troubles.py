@@ -1,0 +1,342 @@
+"""Every phase of both sides meets every trouble there is: canceled, broken, cut off, killed, told to end.
+
+The phases come from the enums: a new one runs here, or fails here for want of an expectation. A process stops exactly
+where the phase begins (runtime/failpoint.py), the trouble comes, and afterwards there is one VM: on one host, with one
+unbroken heartbeat and the memory it left, able to move to a third host. Or it is off, where its own process was killed.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from enum import Enum
+from pathlib import Path
+
+import pytest
+
+from proto.host.v1 import operations_pb2
+from proto.vim.v1 import fault_pb2, host_pb2
+from proto.vmotion.v1 import spec_pb2, status_pb2
+from runtime.faults import MigrationNotReady, PastPointOfNoReturn
+from tests.framework.failpoint_pause import FailpointPause
+from tests.framework.guest_processes import FAKE_QEMU
+from tests.framework.vmotion_link import VMotionLink
+from tests.framework.vmx_hosts import VmxHosts, VmxProcess
+from tests.framework.vmx_invariants import (
+    VERIFIED,
+    assert_guests_left,
+    assert_heart_beats,
+    assert_it_can_move_on,
+    assert_memory_is_right,
+    assert_one_unbroken_heartbeat,
+    assert_vm_is_off,
+    assert_vm_is_on,
+    record_of,
+)
+from vmx.migration import failpoints
+from vmx.migration.failpoints import of_phase
+from vmx.migration.phases import DestinationPhase, SourcePhase
+
+S, D = SourcePhase, DestinationPhase
+
+
+class Ends(Enum):
+    """Where the VM is in the end."""
+
+    AT_SOURCE = "at the source"
+    AT_DESTINATION = "at the destination"
+    OFF = "off"
+
+
+HERE, THERE, OFF = Ends.AT_SOURCE, Ends.AT_DESTINATION, Ends.OFF
+
+
+class Scene:
+    """One migration whose source and destination are real vmx processes, with a hand on the wire between them."""
+
+    def __init__(self, hosts: VmxHosts) -> None:
+        self.hosts = hosts
+        self.source: VmxProcess
+        self.destination: VmxProcess
+        self.spec: spec_pb2.MigrationSpec
+        self.link: VMotionLink
+        self.qemu_pids: tuple[int, int]
+        self.watching: asyncio.Task[operations_pb2.WatchMigrationResponse]
+
+    async def begin(self, options: spec_pb2.MigrationOptions = VERIFIED) -> None:
+        """Everything up to the source's start; the failpoints must be armed in `hosts.environment` before."""
+        hosts = self.hosts
+        self.source = await hosts.power_on()
+        await hosts.heartbeats_beyond(5)
+        self.spec = hosts.spec(hosts.hosts[0], hosts.hosts[1], options)
+        self.spec.options.network_timeout_s = 3.0
+        self.destination, ticket = await hosts.prepare(hosts.hosts[1], self.spec)
+        source_pid = (await self.source.state()).qemu_pid
+        self.qemu_pids = (source_pid, (await self.destination.state()).qemu_pid)
+        self.link = VMotionLink(hosts.hosts[0], ticket)
+        await self.link.__aenter__()
+        await hosts.start(self.source, self.spec, self.link.ticket)
+        self.watching = asyncio.create_task(hosts.outcome(self.source, self.spec.migration_id))
+
+    async def outcome(self) -> operations_pb2.WatchMigrationResponse:
+        """The source's last word."""
+        return await self.watching
+
+    async def expect(self, ends: Ends, *, told: bool = True) -> None:
+        """What holds in the end, where both vmx processes live on (as far as they should).
+
+        `told`: the sides had a connection. Else the destination waits, and its owner has to cancel it.
+        """
+        if ends is not THERE and not told:
+            await self.outcome()
+            await self.hosts.cancel(self.destination, self.spec.migration_id)
+        if ends is HERE:
+            assert (await self.outcome()).HasField("fault")
+            assert await self.destination.ended() == 0
+            await assert_vm_is_on(self.hosts, self.source)
+            await assert_it_can_move_on(self.hosts, self.source, 2)
+        elif ends is THERE:
+            outcome = await self.outcome()
+            assert outcome.status.phase == status_pb2.MIGRATION_PHASE_SUCCEEDED, outcome
+            await self.hosts.complete(self.destination, self.spec.migration_id)
+            await self.hosts.complete(self.source, self.spec.migration_id)
+            assert await self.source.ended() == 0
+            await assert_vm_is_on(self.hosts, self.destination)
+            await assert_it_can_move_on(self.hosts, self.destination, 2)
+        else:
+            assert (await self.outcome()).fault.type == fault_pb2.FAULT_TYPE_GUEST_DIED
+            assert await self.source.ended() == 0
+            assert await self.destination.ended() == 0
+            await assert_vm_is_off(self.hosts)
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    hosts = VmxHosts(tmp_path, FAKE_QEMU, ram_bytes=32 << 20, stamper_mib=8)
+    made = Scene(hosts)
+    yield made
+    if hasattr(made, "watching"):
+        made.watching.cancel()
+        await asyncio.gather(made.watching, return_exceptions=True)
+    if hasattr(made, "link"):
+        await made.link.__aexit__(None, None, None)
+    await hosts.close()
+
+
+def arm(hosts: VmxHosts, point: str, action: str, **environment: str) -> None:
+    """Arm a failpoint on the host that has it."""
+    host = hosts.hosts[0 if point.startswith("source.") else 1]
+    hosts.environment[host.name] = {"VPX_FAILPOINTS": f"{point}={action}", **environment}
+
+
+async def pause_at(scene: Scene, point: str, **environment: str) -> FailpointPause:
+    """The migration stands at `point`."""
+    pause = FailpointPause(scene.hosts.run_root / "pause.sock")
+    await pause.__aenter__()
+    arm(scene.hosts, point, pause.action, **environment)
+    await scene.begin()
+    await pause.reached()
+    return pause
+
+
+# ---- the source
+
+SOURCE_PHASES = [phase for phase in SourcePhase if not phase.is_end]
+BEFORE_HAND_OVER = {S.HANDSHAKE, S.PRE_COPY, S.STUN, S.LAST_PAGES, S.CHECKPOINT}
+
+
+@pytest.mark.parametrize("phase", SOURCE_PHASES)
+async def test_cancel_of_the_source_in_each_phase(scene: Scene, phase: SourcePhase) -> None:
+    async with await pause_at(scene, of_phase(phase)) as pause:
+        if phase in BEFORE_HAND_OVER:
+            await scene.hosts.cancel(scene.source, scene.spec.migration_id)
+            assert (await scene.source.state()).execution_state == host_pb2.EXECUTION_STATE_RUNNING
+            assert (await scene.outcome()).fault.type == fault_pb2.FAULT_TYPE_REQUEST_CANCELED
+            await scene.expect(HERE, told=phase is not S.HANDSHAKE)
+        else:
+            with pytest.raises(PastPointOfNoReturn):
+                await scene.hosts.cancel(scene.source, scene.spec.migration_id)
+            pause.release()
+            await scene.expect(THERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("phase", SOURCE_PHASES)
+async def test_defect_at_the_source_in_each_phase(scene: Scene, phase: SourcePhase) -> None:
+    arm(scene.hosts, of_phase(phase), "error")
+    await scene.begin()
+    if phase is S.CONFIRM:  # nothing is known of the guest but that it was given: it isn't taken back
+        assert (await scene.outcome()).HasField("fault")
+        assert (await scene.source.state()).execution_state == host_pb2.EXECUTION_STATE_STUNNED
+        with pytest.raises(PastPointOfNoReturn):
+            await scene.hosts.cancel(scene.source, scene.spec.migration_id)
+        with pytest.raises(MigrationNotReady):
+            await scene.hosts.complete(scene.source, scene.spec.migration_id)
+        await assert_heart_beats(scene.hosts)
+        assert record_of(scene.hosts).owner_host_uuid == scene.destination.host.uuid
+    else:
+        await scene.expect(HERE, told=phase is not S.HANDSHAKE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("phase", SOURCE_PHASES)
+async def test_connection_cut_in_each_phase_of_the_source(scene: Scene, phase: SourcePhase) -> None:
+    async with await pause_at(scene, of_phase(phase)) as pause:
+        if phase is S.HAND_OVER:
+            scene.link.cut()
+            await scene.destination.ended()  # it has given up by a swap: the source's must fail
+        else:
+            scene.link.cut()
+        pause.release()
+        if phase is S.HANDSHAKE:  # nothing to cut yet
+            await scene.expect(THERE)
+        else:
+            await scene.expect(THERE if phase is S.CONFIRM else HERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("phase", SOURCE_PHASES)
+async def test_guest_killed_in_each_phase_of_the_source(scene: Scene, phase: SourcePhase) -> None:
+    async with await pause_at(scene, of_phase(phase)) as pause:
+        os.kill(scene.qemu_pids[0], signal.SIGKILL)
+        if phase in BEFORE_HAND_OVER:
+            await scene.expect(OFF, told=phase is not S.HANDSHAKE)
+        else:
+            await asyncio.sleep(0.2)  # time for vmx to do something rash
+            pause.release()
+            await scene.expect(THERE)  # its state was at the destination already
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("phase", SOURCE_PHASES)
+async def test_vmx_of_the_source_told_to_end_in_each_phase(scene: Scene, phase: SourcePhase) -> None:
+    async with await pause_at(scene, of_phase(phase), FAKE_QEMU_DIE_WITH_PARENT="0") as pause:
+        scene.source.process.terminate()
+        if phase in BEFORE_HAND_OVER:
+            assert await scene.source.ended() == 0
+            if phase is S.HANDSHAKE:
+                await scene.hosts.cancel(scene.destination, scene.spec.migration_id)
+            assert await scene.destination.ended() == 0
+            await assert_guests_left(scene.hosts, [scene.qemu_pids[0]])
+            assert record_of(scene.hosts).owner_host_uuid == scene.source.host.uuid
+        else:
+            await asyncio.sleep(0.2)
+            pause.release()
+            assert await scene.source.ended() == 0
+            await scene.hosts.complete(scene.destination, scene.spec.migration_id)
+            assert record_of(scene.hosts).owner_host_uuid == scene.destination.host.uuid
+        await assert_heart_beats(scene.hosts)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("phase", SOURCE_PHASES)
+async def test_host_of_the_source_dies_in_each_phase(scene: Scene, phase: SourcePhase) -> None:
+    async with await pause_at(scene, of_phase(phase)):
+        scene.source.process.kill()
+        os.kill(scene.qemu_pids[0], signal.SIGKILL)
+        if phase is S.CONFIRM:
+            await assert_vm_is_on(scene.hosts, scene.destination)
+            await scene.hosts.complete(scene.destination, scene.spec.migration_id)
+            await assert_it_can_move_on(scene.hosts, scene.destination, 2)
+        elif phase is S.HANDSHAKE:  # it has never heard of the source; hostd cancels it, or its guard ends it
+            await scene.hosts.cancel(scene.destination, scene.spec.migration_id)
+            assert await scene.destination.ended() == 0
+            await assert_vm_is_off(scene.hosts)
+        else:
+            assert await scene.destination.ended() == 0
+            await assert_vm_is_off(scene.hosts)
+            assert record_of(scene.hosts).owner_host_uuid == scene.source.host.uuid
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+# ---- the destination
+
+DESTINATION_PHASES = [phase for phase in DestinationPhase if not phase.is_end]
+BEFORE_READY = {D.LISTEN, D.RECEIVE, D.RESTORE}
+
+
+@pytest.mark.parametrize("phase", DESTINATION_PHASES)
+async def test_cancel_of_the_destination_in_each_phase(scene: Scene, phase: DestinationPhase) -> None:
+    async with await pause_at(scene, of_phase(phase)) as pause:
+        if phase in BEFORE_READY:
+            await scene.hosts.cancel(scene.destination, scene.spec.migration_id)
+            assert await scene.destination.ended() == 0
+            await scene.expect(HERE)
+        else:
+            with pytest.raises(PastPointOfNoReturn):
+                await scene.hosts.cancel(scene.destination, scene.spec.migration_id)
+            pause.release()
+            await scene.expect(THERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("phase", DESTINATION_PHASES)
+async def test_defect_at_the_destination_in_each_phase(scene: Scene, phase: DestinationPhase) -> None:
+    arm(scene.hosts, of_phase(phase), "error")
+    await scene.begin()
+    if phase is D.CONFIRM:  # the guest runs here: no defect may end it
+        assert (await scene.outcome()).status.phase == status_pb2.MIGRATION_PHASE_SUCCEEDED
+        await assert_heart_beats(scene.hosts)
+        assert record_of(scene.hosts).owner_host_uuid == scene.destination.host.uuid
+        state = await scene.destination.state()
+        assert state.execution_state == host_pb2.EXECUTION_STATE_RUNNING
+    else:
+        await scene.expect(HERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("phase", DESTINATION_PHASES)
+async def test_connection_cut_in_each_phase_of_the_destination(scene: Scene, phase: DestinationPhase) -> None:
+    async with await pause_at(scene, of_phase(phase)) as pause:
+        scene.link.cut()
+        pause.release()
+        await scene.expect(THERE if phase is D.CONFIRM else HERE, told=phase is not D.LISTEN)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("phase", DESTINATION_PHASES)
+async def test_guest_killed_in_each_phase_of_the_destination(scene: Scene, phase: DestinationPhase) -> None:
+    async with await pause_at(scene, of_phase(phase)) as pause:
+        os.kill(scene.qemu_pids[1], signal.SIGKILL)
+        if phase not in BEFORE_READY:
+            await asyncio.sleep(0.2)
+        pause.release()
+        await scene.expect(HERE)
+    if phase is D.CONFIRM:  # it ran there for a moment: the source goes on from the stun
+        assert_memory_is_right(scene.hosts)
+    else:
+        assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("phase", DESTINATION_PHASES)
+async def test_vmx_of_the_destination_told_to_end_in_each_phase(
+    scene: Scene, phase: DestinationPhase
+) -> None:
+    async with await pause_at(scene, of_phase(phase), FAKE_QEMU_DIE_WITH_PARENT="0") as pause:
+        scene.destination.process.terminate()
+        if phase in BEFORE_READY:
+            assert await scene.destination.ended() == 0
+            await scene.expect(HERE)
+        else:
+            await asyncio.sleep(0.2)
+            pause.release()
+            assert await scene.destination.ended() == 0
+            assert (await scene.outcome()).status.phase == status_pb2.MIGRATION_PHASE_SUCCEEDED
+            await scene.hosts.complete(scene.source, scene.spec.migration_id)
+            await assert_guests_left(scene.hosts, [scene.qemu_pids[1]])
+            await assert_heart_beats(scene.hosts)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("phase", [phase for phase in DESTINATION_PHASES if phase is not D.CONFIRM])
+async def test_host_of_the_destination_dies_in_each_phase_before_it_runs(
+    scene: Scene, phase: DestinationPhase
+) -> None:
+    async with await pause_at(scene, of_phase(phase)):
+        scene.destination.process.kill()
+        os.kill(scene.qemu_pids[1], signal.SIGKILL)
+        await scene.destination.ended()
+        assert (await scene.outcome()).HasField("fault")
+        await assert_vm_is_on(scene.hosts, scene.source)
+        await assert_it_can_move_on(scene.hosts, scene.source, 2)
+    assert_one_unbroken_heartbeat(scene.hosts)
