@@ -12,7 +12,7 @@ from proto.vmotion.v1 import spec_pb2
 from proto.vmx.v1 import service_pb2, service_pb2_grpc
 from runtime.faults import HostNotReachable
 from runtime.rpc.channel import unix_channel
-from runtime.rpc.faults import remote_faults
+from runtime.rpc.faults import remote_faults, remote_stream
 
 POWER_ON_TIMEOUT_S = 60.0
 POWER_OFF_TIMEOUT_S = 8.0
@@ -79,7 +79,8 @@ class VmxClient:
     async def watch_state(self) -> AsyncIterator[service_pb2.GetStateResponse]:
         """Its state at once and after every change, until it ends."""
         with self._calls():
-            async for state in self._stub.WatchState(service_pb2.GetStateRequest()):
+            call = self._stub.WatchState(service_pb2.GetStateRequest())
+            async for state in remote_stream(call, self._peer):
                 yield state
 
     async def prepare_destination(
@@ -103,7 +104,7 @@ class VmxClient:
         """The migration's status until its last state."""
         with self._calls():
             request = operations_pb2.MigrationRequest(migration_id=migration_id)
-            async for status in self._stub.WatchMigration(request):
+            async for status in remote_stream(self._stub.WatchMigration(request), self._peer):
                 yield status
 
     async def cancel_migration(self, migration_id: int) -> None:

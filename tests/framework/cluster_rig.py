@@ -311,7 +311,7 @@ def with_fake_guest(layout: ClusterLayout, settings: tuple[tuple[str, str], ...]
     """The layout whose hosts run the fake QEMU."""
     return replace(
         layout,
-        host_settings=(("HOST_QEMU", str(FAKE_QEMU)), *settings),
+        host_settings=(("HOST_QEMU", str(FAKE_QEMU)), ("HOST_ACCELERATOR", "tcg"), *settings),
         vpxd_settings=(("VPXD_HEARTBEAT_TIMEOUT_S", "2"),),
     )
 

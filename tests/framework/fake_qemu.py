@@ -305,11 +305,30 @@ def void(_written: int) -> None:
     """For callbacks whose result nobody wants."""
 
 
+def answer_questions() -> None:
+    """Without a machine (`-machine none -qmp stdio`) QEMU is only asked what it can do."""
+    answers: dict[str, object] = {
+        "query-version": _VERSION,
+        "query-machines": [{"name": name} for name in _MACHINES],
+        "query-cpu-definitions": [{"name": name} for name in _CPU_MODELS],
+    }
+    print(json.dumps(_GREETING), flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)["execute"]
+        print(json.dumps({"return": answers.get(command, {})}), flush=True)
+        if command == "quit":
+            return
+
+
 def main(arguments: list[str]) -> int:
     """The process; returns its exit code."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
-        FakeQemu(CommandLine(arguments)).run()
+        line = CommandLine(arguments)
+        if line.value("-machine") == "none" and line.value("-qmp") == "stdio":
+            answer_questions()
+        else:
+            FakeQemu(line).run()
     except (CommandLineError, OSError) as error:
         print(f"fake-qemu: {error}", file=sys.stderr, flush=True)
         return 1

@@ -12,7 +12,7 @@ from proto.vmotion.v1 import spec_pb2, status_pb2
 from proto.vpxa.v1 import service_pb2_grpc
 from runtime.faults import ManagedObjectNotFound, TimedOut, VimFault
 from runtime.rpc.channel import ACTION_TIMEOUT_S, QUERY_TIMEOUT_S
-from runtime.rpc.faults import fault_from_proto, remote_faults
+from runtime.rpc.faults import fault_from_proto, remote_faults, remote_stream
 from vpxd.inventory.values import HostInfo, HostReport, HostUsage, VmConfig, VmState
 from vpxd.migration.progress import MigrationProgress, Phase
 from vpxd.migration.spec import Endpoint, MigrationSpec
@@ -125,7 +125,8 @@ class VpxaClient:
         )
         timeout_s = None if part.follow else CONSOLE_TIMEOUT_S
         with remote_faults(self._peer):
-            async for message in self._stub.ReadConsole(request, timeout=timeout_s):
+            call = self._stub.ReadConsole(request, timeout=timeout_s)
+            async for message in remote_stream(call, self._peer):
                 yield message.data
 
     async def prepare_destination(self, spec: MigrationSpec) -> bytes:
