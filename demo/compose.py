@@ -116,7 +116,9 @@ async def run(screen: Screen) -> ComposeResult:
             finally:
                 left = await project.leftovers()
                 result.problems += [f"after the end there is still {what}" for what in left]
-                screen.say(f"left are: {', '.join(left)}" if left else "containers, networks and volumes are gone")
+                screen.say(
+                    f"left are: {', '.join(left)}" if left else "containers, networks and volumes are gone"
+                )
     except (VimFault, CliError, ClusterError, GuestSilent, OSError) as error:
         result.problems.append(f"{type(error).__name__}: {error}")
     except ExceptionGroup as group:

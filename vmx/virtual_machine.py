@@ -324,8 +324,7 @@ class VirtualMachine:
             if fault is not None:
                 self._resolving = asyncio.create_task(self._resolve(session), name="resolve-hand-over")
         elif guest.process.exit_status is None:  # else its end is told by who watches for it
-            stunned = session.guest_stunned
-            self._move(ExecutionState.STUNNED if stunned else ExecutionState.RUNNING)
+            self._move(ExecutionState.STUNNED if session.guest_stunned else ExecutionState.RUNNING)
 
     async def _resolve(self, session: SourceMigration) -> None:
         """The migration is over and whose the guest is isn't known: stunned until the record tells."""
@@ -419,7 +418,7 @@ class VirtualMachine:
         await guest.process.close()
 
     def _end(self, failure: str = "", state: ExecutionState = ExecutionState.OFF) -> None:
-        """There is no guest any more and there won't be one: the process may end. Idempotent, the first reason stays."""
+        """There is no guest and there won't be one: the process may end. Idempotent, the first reason stays."""
         if self.state not in {ExecutionState.OFF, ExecutionState.FAILED}:
             self._move(state, failure=failure)
         self.watched.close()

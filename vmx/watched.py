@@ -1,6 +1,7 @@
 """A value that others watch: each watcher gets the newest one, some in between may be left out, the last one never."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Generic, TypeVar
 
@@ -15,6 +16,7 @@ class Watched(Generic[T]):
         self._version = 0
         self._closed = False
         self._changed = asyncio.Event()
+        self._closing = asyncio.Event()
 
     @property
     def value(self) -> T:
@@ -36,15 +38,23 @@ class Watched(Generic[T]):
         """No more values come. Idempotent."""
         if not self._closed:
             self._closed = True
+            self._closing.set()
             self._wake()
 
-    async def watch(self) -> AsyncIterator[T]:
-        """The value now, then each newest one after a change, until `close()`."""
+    async def watch(self, min_interval_s: float = 0.0) -> AsyncIterator[T]:
+        """The value now, then each newest one after a change, until `close()`.
+
+        With `min_interval_s` at most one in that time, except the last one, which doesn't wait.
+        """
         seen = -1
         while True:
             if seen != self._version:
                 seen = self._version
                 yield self._value
+                if min_interval_s > 0:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(min_interval_s):
+                            await self._closing.wait()
             elif self._closed:
                 return
             else:

@@ -128,11 +128,13 @@ def _check_endpoint(endpoint: spec_pb2.HostEndpoint, argument: str) -> None:
         raise InvalidArgument("The host's uuid isn't one.", f"{argument}.host_uuid")
     if len(endpoint.name) > _TEXT_MAX_CHARS or not endpoint.name.isprintable():
         raise InvalidArgument("The host's name can't be one.", f"{argument}.name")
+    message = "The vMotion address isn't the IP address of a host."
     try:
-        ipaddress.ip_address(endpoint.vmotion_address)
+        address = ipaddress.ip_address(endpoint.vmotion_address)
     except ValueError as error:
-        message = "The vMotion address isn't an IP address."
         raise InvalidArgument(message, f"{argument}.vmotion_address") from error
+    if address.is_unspecified or address.is_multicast:
+        raise InvalidArgument(message, f"{argument}.vmotion_address")
 
 
 def _check_options(options: spec_pb2.MigrationOptions) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
@@ -169,10 +170,14 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             return handler  # gRPC answers UNIMPLEMENTED
         guard = _Guard(self._origin, self._allowed_roles, handler_call_details)
         make, behavior = _variant(handler)
+        parse = handler.request_deserializer
+        if parse is not None and not handler.request_streaming:
+            # Left to gRPC a request would be read before its caller may call, and answered with the parser's own words.
+            behavior, parse = _parsing(behavior, parse), None
         wrapped = guard.stream(behavior) if handler.response_streaming else guard.unary(behavior)
         return make(  # type: ignore[no-any-return]
             wrapped,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=parse,
             response_serializer=handler.response_serializer,
         )
 
@@ -189,6 +194,19 @@ def _variant(handler: _Handler) -> tuple[Callable[..., Any], Callable[..., Any]]
         case _:
             made = grpc.stream_stream_rpc_method_handler, handler.stream_stream
     return made  # type: ignore[return-value]
+
+
+def _parsing(behavior: Callable[..., Any], parse: Callable[[bytes], Any]) -> Callable[[bytes, Context], Any]:
+    """The servicer's method, called with the bytes of its request. :raises InvalidArgument: they are none."""
+
+    def handle(request: bytes, context: Context) -> Any:
+        try:
+            message = parse(request)
+        except DecodeError as error:
+            raise InvalidArgument("The request isn't the message that this call takes.", "request") from error
+        return behavior(message, context)
+
+    return handle
 
 
 class _Guard:

@@ -8,11 +8,15 @@ The guest is tests/framework/fake_qemu.py: real shared memory, stamps, a heartbe
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+import pytest
 
 from demo.cluster_layout import BlockReservation, ClusterLayout
 from demo.local_cluster import LocalCluster
@@ -23,17 +27,16 @@ from proto.vim.v1 import host_pb2, task_pb2, vm_config_pb2
 from proto.vmotion.v1 import spec_pb2
 from proto.vpxa.v1 import service_pb2_grpc as vpxa_grpc
 from proto.vpxd.v1 import inventory_pb2, service_pb2
+from runtime.faults import VimFault
 from runtime.ondisk import owner_record
 from runtime.ondisk.run_lock import is_held
 from runtime.rpc.channel import network_channel
-from runtime.rpc.faults import remote_faults
+from runtime.rpc.faults import STATUS_OF, fault_from_proto, fault_of
 from runtime.rpc.identity import ClusterAuthority, Identity, Role
 from tests.framework.guest_processes import FAKE_QEMU
 from vpxd.cli.client import VpxdClient, connect
 
 if TYPE_CHECKING:
-    import grpc
-
     from proto.vpxa.v1.service_pb2_grpc import VpxaAsyncStub
 
     Request = TypeVar("Request")
@@ -78,12 +81,10 @@ class ClusterRig:
 
     @asynccontextmanager
     async def vpxa(self, name: str, identity: Identity | None = None) -> AsyncIterator["VpxaAsyncStub"]:
-        """A host's vpxa as vpxd sees it, and its faults as exceptions."""
+        """A host's vpxa as vpxd sees it; what goes wrong is gRPC's error (see `refusal`)."""
         caller = identity or self.vpxd_identity
         async with network_channel(self.vpxa_address(name), caller, Role.HOST, name) as channel:
-            stub: VpxaAsyncStub = vpxa_grpc.VpxaStub(channel)
-            with remote_faults(f"vpxa@{name}"):
-                yield stub
+            yield vpxa_grpc.VpxaStub(channel)
 
     # -- orders -------------------------------------------------------------------------------------------------------
 
@@ -217,6 +218,50 @@ class ClusterRig:
 
         await until(reserved, f"{host} has {memory_bytes} bytes reserved", within_s)
 
+    async def picture(self) -> dict[str, object]:
+        """All that an order could change: to be equal before and after one that is refused."""
+        hosts = {name: await self.host_itself(name) for name in self.layout.host_names}
+        return {
+            "vms": {
+                vm.id: (
+                    vm.name,
+                    vm.host,
+                    vm.home,
+                    vm.power_state,
+                    vm.config.SerializeToString(),
+                    vm.locked_by,
+                )
+                for vm in (await self.vms()).values()
+            },
+            "reserved": {
+                name: (host.usage.memory_reserved_bytes, host.usage.vcpus_reserved)
+                for name, host in hosts.items()
+            },
+            "listed": {
+                name: sorted((vm.name, vm.execution_state, vm.lock.task) for vm in host.vms)
+                for name, host in hosts.items()
+            },
+            "processes": sorted(one.pid for one in self.cluster.vm_processes()),
+        }
+
+    async def spec(self, vm: str, destination: str) -> spec_pb2.MigrationSpec:
+        """A specification as vpxd would make it, for orders that go straight to a vpxa."""
+        found = await self.vm(vm)
+        source, target = await self.host(found.host_name), await self.host(destination)
+        stores = {store.name: store.uuid for store in source.info.datastores}
+        return spec_pb2.MigrationSpec(
+            migration_id=secrets.randbits(62) + 1,
+            task_id="task-by-hand",
+            operation_id="by-hand",
+            vm=found.config,
+            vm_id=found.id,
+            vm_home=found.home,
+            home_datastore_uuid=stores[found.home.partition("]")[0].lstrip("[")],
+            source=_endpoint(source),
+            destination=_endpoint(target),
+            key=secrets.token_bytes(32),
+        )
+
     def guests(self) -> list[ProcessId]:
         """The living guests of all hosts."""
         found = self.cluster.vm_processes()
@@ -263,6 +308,44 @@ class ClusterRig:
         assert elsewhere == []
 
 
+def _endpoint(host: inventory_pb2.Host) -> spec_pb2.HostEndpoint:
+    return spec_pb2.HostEndpoint(
+        host_id=host.id,
+        host_uuid=host.info.uuid,
+        name=host.name,
+        management_address=host.info.management_address,
+        vmotion_address=host.info.vmotion_address,
+    )
+
+
+async def refusal(call: Awaitable[object]) -> VimFault:
+    """The fault of a call that must be refused: typed, from a daemon that says its name, under the right status.
+
+    What the caller gets to see holds no traceback, no path of a source file and no Python repr of ours.
+    """
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error = caught.value
+    fault = fault_of(error)
+    assert fault.origin, f"no Fault in the details: {error}"
+    assert error.code() is STATUS_OF[fault.fault_type], error
+    assert_no_traceback(f"{error.details()} {error.trailing_metadata()!r}")
+    return fault
+
+
+def failure(task: task_pb2.TaskInfo) -> VimFault:
+    """The fault with which a task failed."""
+    assert task.state == task_pb2.TASK_STATE_ERROR, task
+    assert_no_traceback(str(task))
+    return fault_from_proto(task.error)
+
+
+def assert_no_traceback(text: str) -> None:
+    """Nothing of Python's own is in what a client sees."""
+    for word in ("Traceback", 'File "', ".py", "object at 0x", "asyncio"):
+        assert word not in text, text
+
+
 def small_vm(
     ram_mib: int = 64, stamper_mib: int = 4, rate_mib_s: int = 2, vcpus: int = 1
 ) -> vm_config_pb2.VmConfig:
@@ -279,7 +362,9 @@ def small_vm(
 
 
 async def until(
-    condition: Callable[[], "asyncio.Future[bool]"] | Callable[[], object], what: str, within_s: float = _UNTIL_S
+    condition: Callable[[], "asyncio.Future[bool]"] | Callable[[], object],
+    what: str,
+    within_s: float = _UNTIL_S,
 ) -> None:
     """Waits for something that no event tells. :raises AssertionError: it didn't come."""
     loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ class VMotionLink:
         self._real = ticket
         self._pumps: set[asyncio.Task[None]] = set()
         self._sockets: list[socket.socket] = []
+        self._opened = asyncio.Event()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._listener = socket.create_server((ticket.vmotion_address, 0))
@@ -47,6 +49,10 @@ class VMotionLink:
             one.close()
         self._listener.close()
 
+    async def opened(self) -> None:
+        """Waits until the source has connected."""
+        await self._opened.wait()
+
     def cut(self) -> None:
         """Both sides see the end of every connection."""
         for one in self._sockets:
@@ -63,7 +69,7 @@ class VMotionLink:
         """The silence is over."""
         self._flowing.set()
 
-    def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def _start(self, work: Coroutine[None, None, None]) -> None:
         self._pumps.add(asyncio.ensure_future(work))
 
     async def _accept(self) -> None:
@@ -80,6 +86,7 @@ class VMotionLink:
                 continue
             for one in (incoming, outgoing):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._opened.set()
             self._start(self._pump(incoming, outgoing))
             self._start(self._pump(outgoing, incoming))
 

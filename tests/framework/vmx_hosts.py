@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from images.cmdline import kernel_command_line
 from proto.host.v1 import operations_pb2
 from proto.vim.v1 import vm_config_pb2
-from proto.vmotion.v1 import spec_pb2
+from proto.vmotion.v1 import spec_pb2, status_pb2
 from proto.vmx.v1 import service_pb2, service_pb2_grpc
 from runtime.ondisk import owner_record
 from runtime.rpc.channel import unix_channel
@@ -199,6 +199,17 @@ class VmxHosts:
                 last = status
         assert last is not None
         return last
+
+    async def phase_reached(
+        self, vmx: VmxProcess, migration_id: int, phase: status_pb2.MigrationPhase.ValueType
+    ) -> None:
+        """Waits until one side of a migration is in `phase` or beyond it."""
+        request = operations_pb2.MigrationRequest(migration_id=migration_id)
+        call = vmx.stub.WatchMigration(request, timeout=30)
+        async for response in call:
+            if response.status.phase >= phase:
+                break
+        call.cancel()
 
     async def complete(self, vmx: VmxProcess, migration_id: int) -> None:
         """Complete one side."""

@@ -97,8 +97,8 @@ class _Marks:
 class SourceMigration(Session[SourcePhase]):
     """One attempt to give a running guest away: `run` once.
 
-    Where that ends in a fault the guest runs here as before, with two exceptions: `guest_left`, it was given and its
-    new owner's last word is missing: stunned, and for `resolve`; `guest_stunned`, it couldn't be let run again.
+    Where that ends in a fault the guest runs here as before, unless `guest_stunned`: it couldn't be let run again, or
+    it was given away and its new owner's last word is missing (`guest_left`): that is for `resolve`.
     """
 
     def __init__(self, order: MigrationOrder, ticket: Ticket, guest: SourceGuest) -> None:
@@ -178,6 +178,7 @@ class SourceMigration(Session[SourcePhase]):
 
     async def _stun(self) -> None:
         assert self._capture is not None, "made in the handshake"
+        self.guest_stunned = True
         stop = await self._capture.stop_guest()
         self._marks.ordered_ns, self._marks.stopped_ns = stop.ordered_ns, stop.stopped_ns
 
@@ -328,12 +329,11 @@ class SourceMigration(Session[SourcePhase]):
         return fault
 
     async def _resume_guest(self) -> None:
-        """:raises GuestError: it couldn't be let run: `guest_stunned`."""
-        process = self._guest.process
-        for attempt in range(1, _RESUME_ATTEMPTS + 1):
-            if self._capture is None or process.exit_status is not None:
-                return
-            self.guest_stunned = True
+        """:raises GuestError: it couldn't be let run: it stays stunned."""
+        attempt = 0
+        while self.guest_stunned and self._guest.process.exit_status is None:
+            assert self._capture is not None, "made in the handshake"
+            attempt += 1
             try:
                 await self._capture.cancel()
             except QmpTimeout as error:
@@ -342,7 +342,6 @@ class SourceMigration(Session[SourcePhase]):
                     raise
             else:
                 self.guest_stunned = False
-                return
 
     async def _tell(self, fault: VimFault) -> None:
         """Best effort: the destination would notice by itself."""

@@ -44,7 +44,8 @@ class EnrollmentDesk:
         inventory = self._store.inventory
         if any(host.name == host_name for host in inventory.hosts.values()):
             raise DuplicateName(f"{host_name} is in the cluster already", kind="host", name=host_name)
-        token, now = secrets.token_urlsafe(TOKEN_BYTES), datetime.now(UTC)
+        # Hex: words that begin with "-" or need quotes would be mistaken on the joining host's command line.
+        token, now = secrets.token_hex(TOKEN_BYTES), datetime.now(UTC)
         record = JoinToken(_digest(token), host_name, now + timedelta(seconds=valid_s or DEFAULT_VALID_S))
         async with self._store.transaction() as transaction:
             for old in list(inventory.join_tokens.values()):

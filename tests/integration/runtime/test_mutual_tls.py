@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from proto.host.v1 import operations_pb2
 from proto.vpxa.v1 import service_pb2_grpc
-from runtime.faults import HostNotReachable, NoPermission, ResourceInUse, SystemFault
+from runtime.faults import HostNotReachable, InvalidArgument, NoPermission, ResourceInUse, SystemFault
 from runtime.rpc.channel import enrollment_channel, network_channel
 from runtime.rpc.faults import remote_faults
 from runtime.rpc.identity import Identity, PeerIdentity, Role, peer_of
@@ -204,7 +204,7 @@ async def test_message_above_the_limit_is_refused_and_the_channel_lives_on(pki: 
         )
         with pytest.raises(SystemFault), remote_faults("vpxa@esx01"):
             await send(b"x" * (MAX_MESSAGE_BYTES + 1), timeout=_TIMEOUT_S)
-        with pytest.raises(SystemFault), remote_faults("vpxa@esx01"):
+        with pytest.raises(InvalidArgument, match="isn't the message"), remote_faults("vpxa@esx01"):
             await send(b"\xff\xff\xff", timeout=_TIMEOUT_S)  # no protobuf message
         stub = service_pb2_grpc.VpxaStub(channel)
         await stub.GetHost(operations_pb2.GetHostRequest(), timeout=_TIMEOUT_S)

@@ -21,9 +21,8 @@ from runtime.faults import (
 from runtime.ondisk import owner_record
 from runtime.ondisk.run_lock import is_held
 from tests.framework.guest_processes import FAKE_QEMU, GUEST_KERNEL, qemu_binary
-from tests.framework.vmx_hosts import VmxHosts, VmxProcess
-
-VERIFIED = spec_pb2.MigrationOptions(verify=spec_pb2.VERIFY_MODE_AFTER_RESUME)
+from tests.framework.vmx_hosts import VmxHosts
+from tests.framework.vmx_invariants import assert_one_unbroken_heartbeat, migrate
 
 
 @pytest.fixture(params=["fake", pytest.param("qemu", marks=pytest.mark.qemu)])
@@ -44,32 +43,6 @@ async def fake_hosts(tmp_path: Path) -> AsyncIterator[VmxHosts]:
     made = VmxHosts(tmp_path, FAKE_QEMU)
     yield made
     await made.close()
-
-
-def numbers(lines: list[str]) -> list[int]:
-    return [int(line.split()[1]) for line in lines if line.startswith("HB ")]
-
-
-def assert_one_unbroken_heartbeat(hosts: VmxHosts) -> None:
-    seen = numbers(hosts.heartbeat_lines())
-    assert seen == list(range(seen[0], seen[0] + len(seen))), (
-        "the guest lost, repeated or restarted its heartbeat"
-    )
-    assert "STAMP WRONG" not in hosts.console()
-
-
-async def migrate(
-    hosts: VmxHosts, source: VmxProcess, to: int, options: spec_pb2.MigrationOptions = VERIFIED
-) -> tuple[VmxProcess, status_pb2.MigrationStatus]:
-    spec = hosts.spec(source.host, hosts.hosts[to], options)
-    destination, ticket = await hosts.prepare(hosts.hosts[to], spec)
-    await hosts.start(source, spec, ticket)
-    outcome = await hosts.outcome(source, spec.migration_id)
-    assert not outcome.HasField("fault"), outcome.fault
-    await hosts.complete(destination, spec.migration_id)
-    await hosts.complete(source, spec.migration_id)
-    assert await source.ended() == 0
-    return destination, outcome.status
 
 
 async def test_guest_moves_there_and_back_and_notices_nothing(hosts: VmxHosts) -> None:
@@ -146,6 +119,7 @@ async def test_cancel_in_pre_copy_leaves_the_guest_as_it_was_and_the_next_try_wo
     with pytest.raises(TaskInProgress) as caught:
         await hosts.start(vmx, spec, ticket)
     assert caught.value.task == "task-1"
+    await hosts.phase_reached(vmx, spec.migration_id, status_pb2.MIGRATION_PHASE_PRE_COPY)
     await hosts.cancel(vmx, spec.migration_id)
     await hosts.cancel(vmx, spec.migration_id)
     outcome = await hosts.outcome(vmx, spec.migration_id)
@@ -167,6 +141,7 @@ async def test_cancel_of_the_destination_alone_frees_it_and_fails_the_source(fak
     spec = hosts.spec(vmx.host, hosts.hosts[1], spec_pb2.MigrationOptions(bandwidth_bytes_per_s=2_000_000))
     destination, ticket = await hosts.prepare(hosts.hosts[1], spec)
     await hosts.start(vmx, spec, ticket)
+    await hosts.phase_reached(vmx, spec.migration_id, status_pb2.MIGRATION_PHASE_PRE_COPY)
     await hosts.cancel(destination, spec.migration_id)
     assert await destination.ended() == 0
     outcome = await hosts.outcome(vmx, spec.migration_id)
@@ -181,6 +156,7 @@ async def test_destination_killed_in_pre_copy_the_guest_runs_on(hosts: VmxHosts)
     spec = hosts.spec(vmx.host, hosts.hosts[1], spec_pb2.MigrationOptions(bandwidth_bytes_per_s=4_000_000))
     destination, ticket = await hosts.prepare(hosts.hosts[1], spec)
     await hosts.start(vmx, spec, ticket)
+    await hosts.phase_reached(vmx, spec.migration_id, status_pb2.MIGRATION_PHASE_PRE_COPY)
     qemu_pid = (await destination.state()).qemu_pid
     destination.process.kill()
     os.kill(qemu_pid, signal.SIGKILL)
@@ -200,6 +176,7 @@ async def test_source_guest_killed_in_pre_copy_is_told_and_the_destination_goes(
     spec = hosts.spec(vmx.host, hosts.hosts[1], spec_pb2.MigrationOptions(bandwidth_bytes_per_s=4_000_000))
     destination, ticket = await hosts.prepare(hosts.hosts[1], spec)
     await hosts.start(vmx, spec, ticket)
+    await hosts.phase_reached(vmx, spec.migration_id, status_pb2.MIGRATION_PHASE_PRE_COPY)
     watching = asyncio.create_task(hosts.outcome(vmx, spec.migration_id))
     await asyncio.sleep(0)
     os.kill((await vmx.state()).qemu_pid, signal.SIGKILL)
@@ -266,19 +243,18 @@ async def test_start_with_a_forged_ticket_fails_and_the_guest_runs_on(fake_hosts
     await hosts.heartbeats_beyond(before + 5)
 
 
-async def test_vmx_killed_the_guest_runs_on_and_keeps_the_run_lock(
-    fake_hosts: VmxHosts, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+async def test_vmx_ended_the_guest_runs_on_and_keeps_the_run_lock(
+    fake_hosts: VmxHosts, how: signal.Signals
 ) -> None:
-    monkeypatch.delenv("FAKE_QEMU_DIE_WITH_PARENT", raising=False)
     hosts = fake_hosts
+    hosts.environment["esx01"] = {"FAKE_QEMU_DIE_WITH_PARENT": "0"}
     vmx = await hosts.power_on()
     await hosts.heartbeats_beyond(5)
     qemu_pid = (await vmx.state()).qemu_pid
-    try:
-        vmx.process.kill()
-        await vmx.ended()
-        before = len(hosts.heartbeat_lines())
-        await hosts.heartbeats_beyond(before + 5)
-        assert is_held(hosts.home / "web01.runlock")
-    finally:
-        os.kill(qemu_pid, signal.SIGKILL)
+    vmx.process.send_signal(how)
+    await vmx.ended()
+    before = len(hosts.heartbeat_lines())
+    await hosts.heartbeats_beyond(before + 50)
+    assert is_held(hosts.home / "web01.runlock")
+    assert hosts.qemu_pids() == [qemu_pid]

@@ -17,7 +17,9 @@ import pytest
 from proto.host.v1 import operations_pb2
 from proto.vim.v1 import fault_pb2, host_pb2
 from proto.vmotion.v1 import spec_pb2, status_pb2
+from proto.vmx.v1 import service_pb2
 from runtime.faults import MigrationNotReady, PastPointOfNoReturn
+from runtime.ondisk import owner_record
 from tests.framework.failpoint_pause import FailpointPause
 from tests.framework.guest_processes import FAKE_QEMU
 from tests.framework.vmotion_link import VMotionLink
@@ -32,6 +34,7 @@ from tests.framework.vmx_invariants import (
     assert_vm_is_off,
     assert_vm_is_on,
     record_of,
+    run_lock_is_held,
 )
 from vmx.migration import failpoints
 from vmx.migration.failpoints import of_phase
@@ -288,6 +291,7 @@ async def test_defect_at_the_destination_in_each_phase(scene: Scene, phase: Dest
 @pytest.mark.parametrize("phase", DESTINATION_PHASES)
 async def test_connection_cut_in_each_phase_of_the_destination(scene: Scene, phase: DestinationPhase) -> None:
     async with await pause_at(scene, of_phase(phase)) as pause:
+        await scene.link.opened()
         scene.link.cut()
         pause.release()
         await scene.expect(THERE if phase is D.CONFIRM else HERE, told=phase is not D.LISTEN)
@@ -340,3 +344,207 @@ async def test_host_of_the_destination_dies_in_each_phase_before_it_runs(
         await assert_vm_is_on(scene.hosts, scene.source)
         await assert_it_can_move_on(scene.hosts, scene.source, 2)
     assert_one_unbroken_heartbeat(scene.hosts)
+
+
+# ---- inside the hand-over
+
+
+INSIDE = [
+    (failpoints.SOURCE_BEFORE_SWAP, HERE),
+    (failpoints.SOURCE_AFTER_SWAP, THERE),
+    (failpoints.SOURCE_AFTER_COMMIT, THERE),
+    (failpoints.DESTINATION_AFTER_READY, None),  # both sides swap at once, one wins
+    (failpoints.DESTINATION_BEFORE_LOCK, THERE),
+    (failpoints.DESTINATION_BEFORE_RESUME, THERE),
+    (failpoints.DESTINATION_BEFORE_SETTLE, THERE),
+]
+
+
+@pytest.mark.parametrize(("point", "ends"), INSIDE, ids=[point for point, _ in INSIDE])
+async def test_connection_cut_inside_the_hand_over(scene: Scene, point: str, ends: Ends | None) -> None:
+    async with await pause_at(scene, point) as pause:
+        scene.link.cut()
+        if point == failpoints.SOURCE_BEFORE_SWAP:
+            await scene.destination.ended()
+        pause.release()
+        if ends is None:
+            failed = (await scene.outcome()).HasField("fault")
+            ends = HERE if failed else THERE
+        await scene.expect(ends)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize(
+    ("point", "ends"),
+    [(point, ends) for point, ends in INSIDE if ends is not None],
+    ids=[point for point, ends in INSIDE if ends is not None],
+)
+async def test_silence_inside_the_hand_over_ends_the_same_way(scene: Scene, point: str, ends: Ends) -> None:
+    async with await pause_at(scene, point) as pause:
+        scene.link.stall()
+        if point == failpoints.SOURCE_BEFORE_SWAP:
+            await scene.destination.ended()
+        pause.release()
+        await scene.expect(ends)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("point", [point for point, _ in INSIDE if point.startswith("destination.")])
+async def test_defect_inside_the_destinations_hand_over_leaves_one_guest(scene: Scene, point: str) -> None:
+    arm(scene.hosts, point, "error")
+    await scene.begin()
+    if point == failpoints.DESTINATION_BEFORE_SETTLE:
+        await scene.expect(THERE)
+    elif point == failpoints.DESTINATION_AFTER_READY:
+        await scene.expect(HERE if (await scene.outcome()).HasField("fault") else THERE)
+    else:
+        await scene.expect(HERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("point", [point for point, _ in INSIDE if point.startswith("source.")])
+async def test_defect_inside_the_sources_hand_over_the_record_tells_who_has_the_guest(
+    scene: Scene, point: str
+) -> None:
+    arm(scene.hosts, point, "error")
+    await scene.begin()
+    assert (await scene.outcome()).HasField("fault")
+    if point == failpoints.SOURCE_BEFORE_SWAP:
+        assert await scene.destination.ended() == 0
+        await assert_vm_is_on(scene.hosts, scene.source)
+        await assert_it_can_move_on(scene.hosts, scene.source, 2)
+    elif point == failpoints.SOURCE_AFTER_SWAP:  # broken off while it still held the run lock
+        await assert_one_of_both_runs(scene)
+    else:
+        await assert_heart_beats(scene.hosts)
+        assert record_of(scene.hosts).owner_host_uuid == scene.destination.host.uuid
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+async def assert_one_of_both_runs(scene: Scene) -> None:
+    """Exactly one side has the guest, and the record names it."""
+    await assert_heart_beats(scene.hosts)
+    runs = [
+        vmx.host.uuid
+        for vmx in (scene.source, scene.destination)
+        if vmx.process.poll() is None
+        and (await vmx.state()).execution_state == host_pb2.EXECUTION_STATE_RUNNING
+    ]
+    assert runs == [record_of(scene.hosts).owner_host_uuid]
+
+
+@pytest.mark.parametrize("point", [point for point, _ in INSIDE if point.startswith("source.")])
+async def test_host_of_the_source_dies_inside_the_hand_over(scene: Scene, point: str) -> None:
+    async with await pause_at(scene, point):
+        scene.source.process.kill()
+        os.kill(scene.qemu_pids[0], signal.SIGKILL)
+        if point == failpoints.SOURCE_BEFORE_SWAP:
+            assert await scene.destination.ended() == 0
+            await assert_vm_is_off(scene.hosts)
+            assert record_of(scene.hosts).owner_host_uuid == scene.source.host.uuid
+        else:
+            await assert_vm_is_on(scene.hosts, scene.destination)
+            await assert_it_can_move_on(scene.hosts, scene.destination, 2)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+async def test_guest_killed_at_the_destination_before_it_resumes_comes_back(scene: Scene) -> None:
+    async with await pause_at(scene, failpoints.DESTINATION_BEFORE_RESUME) as pause:
+        os.kill(scene.qemu_pids[1], signal.SIGKILL)
+        await asyncio.sleep(0.2)
+        pause.release()
+        await scene.expect(HERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+# ---- storage
+
+
+async def test_swap_that_is_refused_outright_lets_the_guest_run_on_at_once(scene: Scene) -> None:
+    async with await pause_at(scene, failpoints.SOURCE_BEFORE_SWAP) as pause:
+        lock = scene.hosts.home / ".owner.lock"
+        lock.unlink()
+        lock.mkdir()  # as a full or read-only datastore: the write is refused before it begins
+        pause.release()
+        assert (await scene.outcome()).HasField("fault")
+        await assert_heart_beats(scene.hosts)
+        lock.rmdir()
+        await scene.expect(HERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+async def test_garbage_in_the_owner_record_keeps_the_guest_stunned_until_it_is_mended(scene: Scene) -> None:
+    async with await pause_at(scene, failpoints.SOURCE_BEFORE_SWAP) as pause:
+        path = owner_record.owner_path(scene.hosts.home, "web01")
+        right = path.read_bytes()
+        path.write_bytes(b"\x00garbage")
+        pause.release()
+        before = len(scene.hosts.heartbeat_lines())
+        await asyncio.sleep(1.0)
+        assert len(scene.hosts.heartbeat_lines()) == before, "nobody may run it while nobody is named"
+        path.write_bytes(right)
+        await scene.expect(HERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+async def test_record_that_names_a_third_host_stops_the_source(scene: Scene) -> None:
+    async with await pause_at(scene, failpoints.SOURCE_BEFORE_SWAP) as pause:
+        path = owner_record.owner_path(scene.hosts.home, "web01")
+        third = owner_record.swap(path, owner_record.read(path), scene.hosts.hosts[2].uuid)
+        pause.release()
+        before = len(scene.hosts.heartbeat_lines())
+        await asyncio.sleep(1.0)
+        scene.link.cut()
+        assert await scene.destination.ended() == 0
+        assert len(scene.hosts.heartbeat_lines()) == before, "it isn't the source's to run"
+        assert owner_record.read(path) == third, "nor to take back"
+        assert not run_lock_is_held(scene.hosts), "nor in the third host's way"
+        owner_record.swap(path, third, scene.hosts.hosts[0].uuid)
+        await scene.expect(HERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+async def test_resource_that_cant_be_released_changes_nothing_about_the_guest(
+    scene: Scene, side: str
+) -> None:
+    point = of_phase(S.CONFIRM) if side == "source" else of_phase(D.CONFIRM)
+    async with await pause_at(scene, point) as pause:
+        vmx = scene.source if side == "source" else scene.destination
+        socket_path = vmx.run_dir / ("state-out.sock" if side == "source" else "state-in.sock")
+        socket_path.unlink()
+        socket_path.mkdir()  # can't be unlinked
+        pause.release()
+        assert (await scene.outcome()).status.phase == status_pb2.MIGRATION_PHASE_SUCCEEDED
+        await scene.hosts.complete(scene.destination, scene.spec.migration_id)
+        socket_path.rmdir()
+        await scene.expect(THERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+# ---- during the undoing
+
+
+async def test_cancel_while_a_failure_is_undone_doesnt_leave_the_guest_stunned(scene: Scene) -> None:
+    async with FailpointPause(scene.hosts.run_root / "pause.sock") as pause:
+        arm(scene.hosts, of_phase(S.LAST_PAGES), f"error;source.roll_back={pause.action}")
+        await scene.begin()
+        await pause.reached()
+        canceling = asyncio.create_task(scene.hosts.cancel(scene.source, scene.spec.migration_id))
+        await asyncio.sleep(0.2)
+        pause.release()
+        await canceling
+        await scene.expect(HERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+async def test_undo_that_fails_is_told_and_the_stunned_guest_can_be_powered_off(scene: Scene) -> None:
+    arm(scene.hosts, of_phase(S.LAST_PAGES), "error;source.roll_back=error")
+    await scene.begin()
+    assert "couldn't be undone" in (await scene.outcome()).fault.message
+    state = await scene.source.state()
+    assert state.execution_state == host_pb2.EXECUTION_STATE_STUNNED
+    await scene.source.stub.PowerOff(service_pb2.PowerOffRequest(), timeout=10)
+    assert await scene.source.ended() == 0
+    assert await scene.destination.ended() == 0
+    await assert_vm_is_off(scene.hosts)
