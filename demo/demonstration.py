@@ -169,7 +169,6 @@ async def _migrate(client: VpxdClient, screen: Screen, source: str, destination:
         async with aclosing(client.watch(task.id, _TASK_TIMEOUT_S)) as states:
             async for task in states:
                 view.update(task)
-    screen.remember(f"{source} → {destination}", view.times)
     if task.state == task_pb2.TASK_STATE_ERROR:
         raise task_error(task)
     return task

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demo.result import Migration, Result
-from vpxd.cli.migration_report import PhaseTimes, report
+from vpxd.cli.migration_report import report
 from vpxd.cli.migration_view import LineView, LiveView, MigrationView
 from vpxd.cli.output import Column, ColumnTable, console, print_view, table_of
 from vpxd.cli.quantities import bytes_text, ms_text
@@ -25,7 +25,6 @@ class Screen:
     def __init__(self) -> None:
         self._console = console()
         self._began_s = time.monotonic()
-        self._lasted: dict[str, dict[int, float]] = {}
 
     def say(self, text: str) -> None:
         """One line, with the seconds since the start."""
@@ -45,14 +44,10 @@ class Screen:
         finally:
             view.close()
 
-    def remember(self, title: str, times: PhaseTimes) -> None:
-        """Keeps how long the phases lasted, for the report."""
-        self._lasted[title] = times.lasted_ms(time.monotonic())
-
     def report(self, one: Migration) -> None:
         """A migration's tables."""
         self._heading(one.name)
-        print_view(self._console, report(one.status, self._lasted.get(one.name, {})))
+        print_view(self._console, report(one.status))
 
     def _heading(self, text: str) -> None:
         self._console.print(f"\n── {text} ".ljust(_HEADING_CELLS, "─"), style="bold")

@@ -262,4 +262,8 @@ def migration_status(progress: Progress) -> status_pb2.MigrationStatus:
         streams=progress.streams,
         switchover_reason=progress.switchover_reason,
         failure=str(progress.fault) if progress.fault else "",
+        phases=[
+            status_pb2.PhaseTime(phase=_PHASE[one.phase], duration_ms=one.duration_ms)
+            for one in progress.phases
+        ],
     )

@@ -60,19 +60,22 @@ else:
 
 
 class RpcServer:
-    """One listening gRPC server with the health service; add servicers to `.grpc`, then `start()`."""
+    """One listening gRPC server, with the health service if wished; add servicers to `.grpc`, then `start()`."""
 
     def __init__(
         self,
         address: str,
         credentials: grpc.ServerCredentials | None,
         interceptor: "_Interceptor",
+        *,
+        tells_health: bool = True,
     ) -> None:
         self.grpc: grpc.aio.Server = grpc.aio.server(interceptors=(interceptor,), options=_OPTIONS)
         self.address = address
         self._credentials = credentials
         self._health = health_aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        if tells_health:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
 
     async def start(self) -> None:
         """Listens; then `.address` has the real port.
@@ -125,10 +128,12 @@ def network_server(
 def enrollment_server(address: str, identity: Identity, origin: str) -> RpcServer:
     """A TLS server that anyone can call: only the Enrollment service belongs on it.
 
-    It sends the CA behind its certificate, so that a joining host can check the fingerprint that it was given.
+    It sends the CA behind its certificate, so that a joining host can check the fingerprint that it was given. It
+    doesn't even tell its health: whoever has no certificate of this cluster gets nothing.
     """
     pair = (identity.key_pem, identity.certificate_pem + identity.ca_pem)
-    return RpcServer(address, grpc.ssl_server_credentials([pair]), _Interceptor(origin, None))
+    credentials = grpc.ssl_server_credentials([pair])
+    return RpcServer(address, credentials, _Interceptor(origin, None), tells_health=False)
 
 
 def unix_server(path: Path, origin: str) -> RpcServer:

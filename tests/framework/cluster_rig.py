@@ -19,6 +19,7 @@ import grpc
 import pytest
 
 from demo.cluster_layout import BlockReservation, ClusterLayout
+from demo.cluster_ready import wait_until_serving, wait_until_serving_locally
 from demo.local_cluster import LocalCluster
 from demo.processes import ProcessId, command_of
 from images.cmdline import kernel_command_line
@@ -35,6 +36,7 @@ from runtime.rpc.faults import STATUS_OF, fault_from_proto, fault_of
 from runtime.rpc.identity import ClusterAuthority, Identity, Role
 from tests.framework.guest_processes import FAKE_QEMU
 from vpxd.cli.client import VpxdClient, connect
+from vpxd.cli.errors import NoConnection
 
 if TYPE_CHECKING:
     from proto.vpxa.v1.service_pb2_grpc import VpxaAsyncStub
@@ -69,6 +71,11 @@ class ClusterRig:
     def vpxd_identity(self) -> Identity:
         """vpxd's own key and certificate: for orders that go straight to a vpxa."""
         return Identity.load(self.layout.directory / "vpxd" / "identity")
+
+    @property
+    def client_identity(self) -> Identity:
+        """The administrator's key and certificate."""
+        return Identity.load(self.layout.client_directory)
 
     def host_identity(self, name: str) -> Identity:
         """A host's own key and certificate."""
@@ -200,12 +207,27 @@ class ClusterRig:
                 return picture
         raise AssertionError("no state of the host came")
 
+    async def start_daemon(self, name: str) -> None:
+        """Starts a daemon that has ended; returns when it serves."""
+        await self.cluster.start_daemon(name)
+        if name == "vpxd":
+            await wait_until_serving(self.layout.server, self.client_identity, Role.VPXD, name)
+            return
+        host, _, daemon = name.partition("-")
+        if daemon == "hostd":
+            await wait_until_serving_locally(self.layout.hostd_socket(host))
+        else:
+            await wait_until_serving(self.vpxa_address(host), self.vpxd_identity, Role.HOST, host)
+
     async def until_connected(self, *names: str) -> None:
         """The hosts are connected to vpxd."""
 
         async def connected() -> bool:
             wanted = names or self.layout.host_names
-            states = [(await self.host(name)).connection_state for name in wanted]
+            try:
+                states = [(await self.host(name)).connection_state for name in wanted]
+            except NoConnection:  # a vpxd that is only starting
+                return False
             return all(state == host_pb2.HOST_CONNECTION_STATE_CONNECTED for state in states)
 
         await until(connected, "the hosts are connected")

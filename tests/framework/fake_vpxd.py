@@ -355,6 +355,19 @@ _LAST_FIGURES: dict[str, Any] = {
     "stun_parts": status_pb2.StunParts(
         stop_ms=0.62, last_pages_ms=1.31, device_state_ms=3.9, hand_over_ms=1.53, resume_ms=0.5
     ),
+    "phases": [
+        status_pb2.PhaseTime(phase=phase, duration_ms=duration_ms)  # type: ignore[arg-type]
+        for phase, duration_ms in (
+            (1, 96.0),
+            (2, 9.1),
+            (3, 201.0),
+            (4, 1.9),
+            (5, 3.9),
+            (6, 2.0),
+            (7, 61.0),
+            (8, 12.5),
+        )
+    ],
     "device_state_bytes": 231_442,
     "qemu_ram_transferred_bytes": 8_192,
     "total_ms": 412.7,

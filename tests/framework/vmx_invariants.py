@@ -84,7 +84,9 @@ async def assert_guests_left(hosts: VmxHosts, expected: list[int]) -> None:
 async def assert_vm_is_off(hosts: VmxHosts) -> None:
     """No process of it is left and the lock is free."""
     await assert_guests_left(hosts, [])
-    assert not run_lock_is_held(hosts)
+    async with asyncio.timeout(_SETTLED_DEADLINE_S):
+        while run_lock_is_held(hosts):
+            await asyncio.sleep(0.02)
 
 
 async def assert_it_can_move_on(hosts: VmxHosts, vmx: VmxProcess, to: int) -> VmxProcess:

@@ -224,6 +224,8 @@ class GuestProcess:
             if dying.done():
                 raise GuestDied(self.pid, dying.result())
             self._qmp = connecting.result()
+            # QEMU has made it with its umask; until here its folder alone keeps others out.
+            self.spec.console_socket_path.chmod(0o600)
         finally:
             connecting.cancel()
             dying.cancel()

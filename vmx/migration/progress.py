@@ -37,6 +37,14 @@ class StunReport:
 
 
 @dataclass(frozen=True)
+class PhaseReport:
+    """A phase that has ended, and how long it took."""
+
+    phase: PublishedPhase
+    duration_ms: float
+
+
+@dataclass(frozen=True)
 class Progress:
     """A migration as it is now. Rates in bytes of guest RAM per second."""
 
@@ -60,6 +68,7 @@ class Progress:
     streams: int = 0
     switchover_reason: str = ""
     fault: VimFault | None = None
+    phases: tuple[PhaseReport, ...] = ()
 
 
 class ProgressBoard:
@@ -77,6 +86,13 @@ class ProgressBoard:
         """Publish a new phase; phases never go back."""
         if phase.order > self.now.phase.order:
             self.watched.set(replace(self.now, phase=phase))
+
+    def leave(self, phase: PublishedPhase, duration_ms: float) -> None:
+        """Publish that a phase, or a part of the one published, has ended."""
+        done = self.now.phases
+        if done and done[-1].phase is phase:
+            done, duration_ms = done[:-1], done[-1].duration_ms + duration_ms
+        self.watched.set(replace(self.now, phases=(*done, PhaseReport(phase, duration_ms))))
 
     def publish(self, progress: Progress) -> None:
         """Publish everything else."""

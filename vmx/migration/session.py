@@ -139,7 +139,9 @@ class Session(ABC, Generic[Phase]):
         _log.info("phase_begin", phase=phase.value)
         await failpoint(of_phase(phase))
         result = await work()
-        _log.info("phase_end", phase=phase.value, duration_ms=round((time.monotonic() - began) * 1000, 3))
+        duration_ms = (time.monotonic() - began) * 1000
+        _log.info("phase_end", phase=phase.value, duration_ms=round(duration_ms, 3))
+        self.board.leave(published(phase), duration_ms)
         return result
 
     # ---- inside

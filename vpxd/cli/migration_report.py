@@ -1,6 +1,5 @@
 """The tables at the end of a migration: its passes, its phases, and where the stun's milliseconds went."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from proto.vmotion.v1 import status_pb2
@@ -21,7 +20,7 @@ _PHASES_OF_STUN = frozenset(
         status_pb2.MIGRATION_PHASE_SWITCHOVER,
     }
 )
-_ENDS = frozenset({status_pb2.MIGRATION_PHASE_SUCCEEDED, status_pb2.MIGRATION_PHASE_FAILED})
+_MEASURED_BY = {status_pb2.MIGRATION_PHASE_PREPARE: "vpxd", status_pb2.MIGRATION_PHASE_COMPLETE: "vpxd"}
 
 
 class PhaseTimes:
@@ -78,38 +77,23 @@ def passes_table(status: status_pb2.MigrationStatus) -> ColumnTable:
     return table_of(columns, rows, "Passes over the memory")
 
 
-def phase_rows(
-    status: status_pb2.MigrationStatus, lasted_ms: Mapping[int, float]
-) -> list[tuple[str, float, str]]:
-    """Name, milliseconds and who measured. The stun's phases are one row, with the source's own figure."""
+def phase_rows(status: status_pb2.MigrationStatus) -> list[tuple[str, float, str]]:
+    """Name, milliseconds and who measured. The stun's phases are one row."""
     rows: list[tuple[str, float, str]] = []
-    stun_told = False
-    for phase, ms in lasted_ms.items():
-        if phase in _ENDS:
-            continue
-        if phase not in _PHASES_OF_STUN:
-            if phase > status_pb2.MIGRATION_PHASE_SWITCHOVER and not stun_told and status.stun_ms:
-                rows.append(_stun_row(status))
-                stun_told = True
-            rows.append((phase_text(phase), ms, "seen by this client"))
-        elif not stun_told:
-            rows.append(_stun_row(status))
-            stun_told = True
-    if not stun_told and status.stun_ms:
-        rows.append(_stun_row(status))
+    for one in status.phases:
+        if one.phase not in _PHASES_OF_STUN:
+            rows.append((phase_text(one.phase), one.duration_ms, _MEASURED_BY.get(one.phase, "source")))
+        elif status.stun_ms and ("stun", status.stun_ms, "source") not in rows:
+            rows.append(("stun", status.stun_ms, "source"))
     if status.total_ms:
-        rows.append(("total", status.total_ms, "whole migration"))
+        rows.append(("total", status.total_ms, "vpxd"))
     return rows
 
 
-def _stun_row(status: status_pb2.MigrationStatus) -> tuple[str, float, str]:
-    return "stun", status.stun_ms, "measured at the source"
-
-
-def phases_table(status: status_pb2.MigrationStatus, lasted_ms: Mapping[int, float]) -> ColumnTable:
+def phases_table(status: status_pb2.MigrationStatus) -> ColumnTable:
     """One row for each phase."""
-    columns = (Column("PHASE"), Column("TIME", _RIGHT), Column("MEASURED"))
-    rows = [(name, ms_text(ms), how) for name, ms, how in phase_rows(status, lasted_ms)]
+    columns = (Column("PHASE"), Column("TIME", _RIGHT), Column("MEASURED BY"))
+    rows = [(name, ms_text(ms), how) for name, ms, how in phase_rows(status)]
     return table_of(columns, rows, "Phases")
 
 
@@ -154,12 +138,12 @@ def summary(status: status_pb2.MigrationStatus) -> str:
     return ", ".join(words)
 
 
-def report(status: status_pb2.MigrationStatus, lasted_ms: Mapping[int, float]) -> "RenderableType":
+def report(status: status_pb2.MigrationStatus) -> "RenderableType":
     """All three tables and what else is worth knowing."""
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(), passes_table(status), Text(), phases_table(status, lasted_ms)]
+    parts: list[RenderableType] = [Text(), passes_table(status), Text(), phases_table(status)]
     if status.stun_ms:
         parts += [Text(), stun_table(status)]
     notes = []

@@ -167,6 +167,6 @@ def final_words(name: str, source: str, destination: str, task: task_pb2.TaskInf
     return f"{name} has moved{route}: {summary(task.migration)}."
 
 
-def final_report(task: task_pb2.TaskInfo, times: PhaseTimes) -> "RenderableType":
+def final_report(task: task_pb2.TaskInfo) -> "RenderableType":
     """The tables at the end."""
-    return report(task.migration, times.lasted_ms(time.monotonic()))
+    return report(task.migration)

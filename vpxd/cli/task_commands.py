@@ -118,7 +118,7 @@ def _task_details(task: task_pb2.TaskInfo) -> "Group":
     if task.HasField("error"):
         parts.append(Text("\n" + "\n".join(say(fault_from_proto(task.error)))))
     if task.HasField("migration") and task.migration.iterations:
-        parts.append(Group(report(task.migration, {})))
+        parts.append(Group(report(task.migration)))
     return Group(*parts)
 
 

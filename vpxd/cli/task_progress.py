@@ -7,7 +7,6 @@ from proto.vim.v1 import task_pb2
 from vpxd.cli.client import ENDED, VpxdClient, task_error
 from vpxd.cli.console_text import plain
 from vpxd.cli.errors import Interrupted, NoAnswer
-from vpxd.cli.migration_report import PhaseTimes
 from vpxd.cli.migration_view import LineView, LiveView, MigrationView, final_report
 from vpxd.cli.output import json_of, print_json, print_view
 from vpxd.cli.session import Session
@@ -71,7 +70,7 @@ async def finish_migration(
         if view is not None:
             view.close()
     if not session.json and last.HasField("migration") and last.migration.iterations:
-        print_view(session.stdout, final_report(last, view.times if view is not None else PhaseTimes()))
+        print_view(session.stdout, final_report(last))
         session.stdout.print()
     return last
 

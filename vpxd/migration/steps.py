@@ -47,6 +47,7 @@ class Migration:
     destination: Host
     task: Task
     started_s: float  # on the event loop's clock
+    prepared_s: float = 0.0  # the same; 0.0 where an earlier vpxd prepared it
 
     @property
     def id(self) -> int:

@@ -25,7 +25,7 @@ from vpxd.migration.follow import Follower
 from vpxd.migration.limits import Claim
 from vpxd.migration.parts import MigrationOrder, Plan, WorkflowParts
 from vpxd.migration.plan import plan
-from vpxd.migration.status import with_total_ms
+from vpxd.migration.status import Times, with_times
 from vpxd.migration.steps import Migration
 from vpxd.tasks.manager import TaskManager, TaskSpec
 from vpxd.tasks.task import Task
@@ -114,6 +114,7 @@ class MigrationWorkflow:
             task.advance(1, f"preparing {migration.destination.name} ({planned.reason})")
             undo.push_async_exit(self._cancel_on(migration, migration.destination))
             ticket = await steps.prepare_destination(parts, migration, specification)
+            migration = replace(migration, prepared_s=asyncio.get_running_loop().time())
 
             undo.push_async_exit(self._cancel_on(migration, migration.source))
             await steps.start_source(parts, migration, specification, ticket)
@@ -134,13 +135,19 @@ class MigrationWorkflow:
         parts, task = self._parts, migration.task
         task.pass_point_of_no_return()
         task.advance(99, f"letting {migration.source.name} go")
+        clock = asyncio.get_running_loop().time
+        handed_over_s = clock()
         state = await steps.complete_destination(parts, migration)
         source_done = await steps.complete_source(parts, migration.entry, migration.source)
         await steps.commit(parts, migration, state, source_done)
         if not source_done:
             await self.complete_later(replace(migration.entry, completing=True))
-        total_ms = (asyncio.get_running_loop().time() - migration.started_s) * 1000.0
-        task.set_migration(with_total_ms(task.record.migration, total_ms))
+        times = Times(
+            total_ms=(clock() - migration.started_s) * 1000,
+            prepare_ms=(migration.prepared_s - migration.started_s) * 1000 if migration.prepared_s else 0.0,
+            complete_ms=(clock() - handed_over_s) * 1000,
+        )
+        task.set_migration(with_times(task.record.migration, times))
 
     async def _move_cold(self, migration: Migration) -> None:
         migration.task.refuse_cancel_wish("queued")

@@ -548,3 +548,41 @@ async def test_undo_that_fails_is_told_and_the_stunned_guest_can_be_powered_off(
     assert await scene.source.ended() == 0
     assert await scene.destination.ended() == 0
     await assert_vm_is_off(scene.hosts)
+
+
+# ---- a peer that stands still
+
+
+async def test_destination_that_stands_still_in_pre_copy_is_given_up_and_ends_when_it_wakes(
+    scene: Scene,
+) -> None:
+    async with await pause_at(scene, of_phase(S.PRE_COPY)) as pause:
+        scene.destination.process.send_signal(signal.SIGSTOP)
+        pause.release()
+        assert (await scene.outcome()).fault.type == fault_pb2.FAULT_TYPE_VMOTION_LINK_DOWN
+        assert (await scene.source.state()).execution_state == host_pb2.EXECUTION_STATE_RUNNING
+        scene.destination.process.send_signal(signal.SIGCONT)
+        await scene.expect(HERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+async def test_destination_that_stands_still_after_the_swap_takes_over_when_it_wakes(scene: Scene) -> None:
+    async with await pause_at(scene, failpoints.SOURCE_BEFORE_SWAP) as pause:
+        scene.destination.process.send_signal(signal.SIGSTOP)
+        pause.release()
+        await asyncio.sleep(4.0)  # longer than the silence that the source bears
+        assert (await scene.source.state()).execution_state == host_pb2.EXECUTION_STATE_EMIGRATING
+        scene.destination.process.send_signal(signal.SIGCONT)
+        await scene.expect(THERE)
+    assert_one_unbroken_heartbeat(scene.hosts)
+
+
+async def test_source_that_stands_still_at_ready_finds_that_the_destination_gave_up(scene: Scene) -> None:
+    async with await pause_at(scene, failpoints.SOURCE_BEFORE_SWAP) as pause:
+        scene.source.process.send_signal(signal.SIGSTOP)
+        pause.release()
+        assert await scene.destination.ended() == 0
+        assert record_of(scene.hosts).epoch == 2
+        scene.source.process.send_signal(signal.SIGCONT)
+        await scene.expect(HERE)
+    assert_one_unbroken_heartbeat(scene.hosts)

@@ -86,6 +86,11 @@ def swap(world: World, who: str, expected: tuple[str, int], to: str) -> tuple[Wo
     return replace(world, owner=to, epoch=world.epoch + 1), True
 
 
+def named(world: World) -> SE:
+    """What a record says to a source that it doesn't name."""
+    return SE.RECORD_NAMES_DESTINATION if world.owner == "destination" else SE.RECORD_NAMES_OTHER
+
+
 def do_source(world: World) -> list[World]:
     """All outcomes of the source's next action."""
     action, rest = world.source_todo[0], world.source_todo[1:]
@@ -93,16 +98,20 @@ def do_source(world: World) -> list[World]:
     match action:
         case SA.SWAP_TO_DESTINATION:
             after, won = swap(world, "source", ("source", 1), "destination")
-            outcomes = [on_source(after, SE.SWAP_WON if won else SE.SWAP_LOST)]
+            lost = SE.SWAP_LOST if world.owner == "source" else named(world)
+            outcomes = [on_source(after, SE.SWAP_WON if won else lost)]
             # An uncertain write may or may not have landed.
             return [*outcomes, on_source(after, SE.SWAP_UNCERTAIN), on_source(world, SE.SWAP_UNCERTAIN)]
         case SA.SWAP_TO_MYSELF:
-            if world.owner == "destination":
-                return [on_source(world, SE.RECORD_NAMES_DESTINATION)]
+            if world.owner != "source":
+                return [on_source(world, named(world))]
             after, _ = swap(world, "source", ("source", world.epoch), "source")
             return [on_source(after, SE.SWAP_WON), on_source(world, SE.SWAP_UNCERTAIN)]
         case SA.RELEASE_RUN_LOCK:
             assert world.lock == "source"
+            assert world.owner != "source" or world.epoch > 2, (
+                "it is released only when it has been given away"
+            )
             return [replace(world, lock="")]
         case SA.SEND_COMMIT:
             return [
@@ -192,6 +201,13 @@ def failures(world: World) -> list[World]:
     return outcomes
 
 
+def interventions(world: World) -> list[World]:
+    """Somebody else takes the VM from whoever the record names, once."""
+    if world.owner == "third":
+        return []
+    return [replace(world, owner="third", epoch=world.epoch + 1)]
+
+
 def source_may_run(world: World) -> bool:
     return world.source in SOURCE_RUNS
 
@@ -200,7 +216,8 @@ def destination_may_run(world: World) -> bool:
     return world.destination in DESTINATION_RUNS and not world.guest_ended
 
 
-def test_every_schedule_never_has_two_runners_and_ends_with_one() -> None:
+@pytest.mark.parametrize("with_a_third", [False, True])
+def test_every_schedule_never_has_two_runners_and_ends_with_one(*, with_a_third: bool) -> None:
     seen = {World()}
     queue = deque(seen)
     ends: set[World] = set()
@@ -211,15 +228,18 @@ def test_every_schedule_never_has_two_runners_and_ends_with_one() -> None:
             *(do_destination(world) if world.destination_todo else []),
             *arrivals(world),
             *failures(world),
+            *(interventions(world) if with_a_third else []),
         ]
         for after in outcomes:
             assert not (source_may_run(after) and destination_may_run(after)), after
             if source_may_run(after):
                 assert after.lock == "source", after
-                assert after.owner == "source", after
+                assert after.owner in {"source", "third"}, after
             if destination_may_run(after):
                 assert after.lock == "destination", after
-                assert after.owner == "destination", after
+                assert after.owner in {"destination", "third"}, after
+            if after.owner == "third" and world.owner == "third":  # nobody begins to run what isn't his
+                assert source_may_run(world) or not source_may_run(after) or told_before(world), after
             if after.epoch < 12 and after not in seen:  # reclaiming may go on for ever
                 seen.add(after)
                 queue.append(after)
@@ -228,5 +248,10 @@ def test_every_schedule_never_has_two_runners_and_ends_with_one() -> None:
     assert len(seen) > 100
     assert ends
     for world in ends:
-        if world.epoch < 11:
+        if world.epoch < 11 and world.owner != "third":
             assert source_may_run(world) != destination_may_run(world), world
+
+
+def told_before(world: World) -> bool:
+    """The source has read or swapped the record before the third came: what it then does was right when it began."""
+    return world.source in {S.LOADING, S.SWAPPING, S.RECLAIMING, S.RETAKING}

@@ -22,7 +22,7 @@ from vpxd.migration.limits import Claim, obstacle, startable
 from vpxd.migration.options import EncryptionMode, MigrationOptions, Priority, VerifyMode
 from vpxd.migration.progress import MigrationProgress, Phase, percent, words
 from vpxd.migration.spec import KEY_BYTES, Parties, build, new_migration_id
-from vpxd.migration.status import with_total_ms
+from vpxd.migration.status import Times, with_times
 from vpxd.migration.verdict import HostAnswer, Verdict, decide
 
 _SRC, _DST = "uuid-source", "uuid-destination"
@@ -208,9 +208,17 @@ def test_specification_has_a_fresh_key_that_no_log_shows() -> None:
     assert 0 < one.migration_id < 2**63
 
 
-def test_total_is_put_into_a_status_that_is_otherwise_untouched() -> None:
+def test_times_are_put_into_a_status_that_is_otherwise_untouched() -> None:
     status = status_pb2.MigrationStatus(migration_id=7, stun_ms=6.5, streams=2)
-    changed = status_pb2.MigrationStatus.FromString(with_total_ms(status.SerializeToString(), 1234.5))
+    status.phases.add(phase=status_pb2.MIGRATION_PHASE_PRE_COPY, duration_ms=50.0)
+    with_all = with_times(status.SerializeToString(), Times(1234.5, prepare_ms=40.0, complete_ms=8.0))
+    changed = status_pb2.MigrationStatus.FromString(with_all)
     assert changed.total_ms == 1234.5
+    assert [(one.phase, one.duration_ms) for one in changed.phases] == [
+        (status_pb2.MIGRATION_PHASE_PREPARE, 40.0),
+        (status_pb2.MIGRATION_PHASE_PRE_COPY, 50.0),
+        (status_pb2.MIGRATION_PHASE_COMPLETE, 8.0),
+    ]
     changed.total_ms = 0
+    del changed.phases[2], changed.phases[0]
     assert changed == status
