@@ -15,6 +15,7 @@ Block 0 is `make up`'s, 1 the demonstration's, and tests take others, so that cl
 
 import hashlib
 import os
+import random
 import socket
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ MANAGEMENT_PORT = 8443
 MAX_HOSTS = 200
 MAX_BLOCK = 25
 VPXD = "vpxd"
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_FREE_PORT = 20_000
 _OWN_PREFIXES = ("VPXD_", "HOST_", "HOSTD_", "VMX_", "VPX_")
 
 
@@ -170,11 +173,24 @@ def _environment(own: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; held together while they are chosen, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports that nobody listens on now; held together while they are chosen, so that they differ.
+
+    They lie below those that the kernel gives to outgoing connections (ip(7), ip_local_port_range): one of these could
+    take the port of a daemon that is away for a moment.
+    """
+    first_outgoing = int(_PORT_RANGE.read_text(encoding="ascii").split()[0])
+    candidates = range(min(_FIRST_FREE_PORT, first_outgoing - 1), first_outgoing)
+    sockets: list[socket.socket] = []
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
+        for port in random.sample(candidates, len(candidates)):
+            if len(sockets) == count:
+                break
+            one = socket.socket()
+            sockets.append(one)
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                sockets.pop().close()
         return [one.getsockname()[1] for one in sockets]
     finally:
         for one in sockets:

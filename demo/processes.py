@@ -23,13 +23,17 @@ class ProcessId:
 
 
 def identify(pid: int) -> ProcessId | None:
-    """The process with this pid now; None if there is none, or only its remains (a zombie)."""
+    """The process with this pid now; None if there is none, or only its remains (a zombie).
+
+    One whose first thread has ended and others haven't looks like a zombie, but still has its files and ports.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
     fields = text[text.rfind(")") + 2 :].split()
-    return None if fields[0] in "ZX" else ProcessId(pid, int(fields[19]))
+    is_over = fields[0] in "ZX" and int(fields[17]) <= 1  # num_threads
+    return None if is_over else ProcessId(pid, int(fields[19]))
 
 
 def is_alive(process: ProcessId) -> bool:

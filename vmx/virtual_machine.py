@@ -17,7 +17,6 @@ import structlog
 from proto.vim.v1 import vm_config_pb2
 from proto.vmx.v1 import service_pb2
 from runtime.faults import (
-    FileFault,
     GuestDied,
     InvalidArgument,
     InvalidState,
@@ -147,9 +146,7 @@ class VirtualMachine:
         :raises TaskInProgress: the VM is migrating, or was given away and not let go yet.
         """
         self._refuse_while_migrating("powerOff")
-        await self._stop_starting()
-        await self._end_guest()
-        self._end()
+        await to_the_end(self._end_all())
 
     async def reset(self) -> None:
         """Press the reset button.
@@ -228,7 +225,7 @@ class VirtualMachine:
             if guest.record.owner_host_uuid != self._config.host_uuid:
                 message = "The owner record names another host."
                 raise NotOwner(message, owner=guest.record.owner_host_uuid, epoch=guest.record.epoch)
-        except (NotOwner, FileFault):
+        except BaseException:  # a caller that goes away too
             if self.state is ExecutionState.EMIGRATING:
                 self._move(ExecutionState.RUNNING)
             raise
@@ -270,8 +267,7 @@ class VirtualMachine:
             message = f"The migration isn't done: it is in its phase {phase.name.lower()}."
             raise MigrationNotReady(message, phase=phase.name.lower(), reason="not succeeded")
         if isinstance(session, SourceMigration):
-            await self._end_guest()
-            self._end()
+            await to_the_end(self._end_all())
         elif not self.ended.is_set():
             self.watched.set(replace(self.watched.value, migration_id=0))
 
@@ -416,6 +412,12 @@ class VirtualMachine:
         await guest.process.kill()
         guest.run_lock.close()
         await guest.process.close()
+
+    async def _end_all(self) -> None:
+        """End the guest, even one that is just being started, and with it this process's task. Idempotent."""
+        await self._stop_starting()
+        await self._end_guest()
+        self._end()
 
     def _end(self, failure: str = "", state: ExecutionState = ExecutionState.OFF) -> None:
         """There is no guest and there won't be one: the process may end. Idempotent, the first reason stays."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Watched(Generic[T]):
             self._closing.set()
             self._wake()
 
-    async def watch(self, min_interval_s: float = 0.0) -> AsyncIterator[T]:
+    async def watch(self, min_interval_s: float = 0.0) -> AsyncGenerator[T, None]:
         """The value now, then each newest one after a change, until `close()`.
 
         With `min_interval_s` at most one in that time, except the last one, which doesn't wait.

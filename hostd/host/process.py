@@ -25,13 +25,17 @@ class ProcessId:
 
 
 def identify(pid: int) -> ProcessId | None:
-    """The process that has this pid now; None if there is none or only its remains (a zombie)."""
+    """The process that has this pid now; None if there is none or only its remains (a zombie).
+
+    A process whose first thread has ended and others haven't looks like a zombie and isn't one: until its last thread
+    ends it has its memory, its files and their locks (of a large guest for a while).
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
     fields = text[text.rfind(")") + 2 :].split()  # the name in parentheses may hold anything
-    if fields[0] in "ZX":
+    if fields[0] in "ZX" and int(fields[17]) <= 1:  # num_threads
         return None
     return ProcessId(pid, int(fields[19]))
 

@@ -21,7 +21,7 @@ from vmx.faults import guest_died
 from vmx.files import VmFiles
 from vmx.guest.errors import GuestDied, QmpFailure, QmpTimeout
 from vmx.guest.memory import GuestMemoryError
-from vmx.guest.pages import PageRuns, page_total
+from vmx.guest.pages import PageRuns, page_total, union
 from vmx.guest.process import GuestProcess
 from vmx.migration.order import MigrationOrder, Ticket, Verification
 from vmx.migration.phases import SOURCE_MOVES, SourcePhase
@@ -196,11 +196,10 @@ class SourceMigration(Session[SourcePhase]):
     async def _send_left(self, left: PageRuns | None) -> None:
         assert self._tracer is not None, "made in pre-copy"
         assert self._pre_copy is not None, "made in pre-copy"
-        if left is not None and page_total(left):
-            self._pre_copy.note_last_pages(await self._pre_copy.send(left))
         late = await in_thread(self._tracer.collect)
-        if page_total(late):
-            self._pre_copy.note_last_pages(await self._pre_copy.send(late))
+        runs = late if left is None else union(left, late)
+        if page_total(runs):
+            self._pre_copy.note_last_pages(await self._pre_copy.send(runs))
 
     async def _send_checkpoint(self) -> None:
         assert self._captured is not None, "saved with the last pages"

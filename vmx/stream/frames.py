@@ -61,7 +61,7 @@ class ControlCode(IntEnum):
     """What a CONTROL frame says. The numbers are on the wire: append, and never use a retired one again."""
 
     LAYOUT = 1  # source: value = bytes of guest RAM; the first frame on the control channel
-    READY = 2  # destination: everything is loaded, it waits for COMMIT
+    READY = 2  # destination: everything is loaded, it waits for COMMIT; value = epoch of the record it could give up
     COMMIT = 3  # source: the owner record names the destination; value = the record's epoch
     RESUMED = 4  # destination: the guest runs there
     FAILED = 5  # either: this side's part failed; text = why

@@ -52,9 +52,10 @@ class MigrationWorkflow:
                 claim = Claim(task.id, first.source.name, first.destination.name)
                 await slot.enter_async_context(parts.limits.slot(task, claim))
             # Things may have changed while it waited; the destination stays the one whose slot it has.
-            planned = plan(
+            checked = plan(
                 parts.store.inventory, parts.facts, replace(order, destination=first.destination.id)
             )
+            planned = replace(checked, reason=first.reason)
             await task.begin()
             migration = await self._open(task, planned)
             try:
@@ -180,7 +181,7 @@ class MigrationWorkflow:
             task.id, spec.new_migration_id(), vm.id, source.id, destination.id, planned.live
         )
         kind = EventType.VM_BEING_HOT_MIGRATED if planned.live else EventType.VM_BEING_MIGRATED
-        text = f"{vm.name} is being migrated from {source.name} to {destination.name}"
+        text = f"{vm.name} is being migrated from {source.name} to {destination.name} ({planned.reason})"
         async with self._parts.store.transaction() as transaction:
             transaction.put(entry)
             transaction.emit(EventDraft(kind, text, vm.id, vm.name, task=task.id))

@@ -2,6 +2,7 @@
 back when the owner record says so. The source's VM runs in the test's own process: its migration has little time."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -10,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from runtime.faults import MigrationFault, MigrationNotReady, PastPointOfNoReturn, TaskInProgress
+from runtime.faults import (
+    InvalidState,
+    MigrationFault,
+    MigrationNotReady,
+    PastPointOfNoReturn,
+    TaskInProgress,
+)
 from runtime.ondisk import owner_record
 from tests.framework.guest_processes import FAKE_QEMU
 from tests.framework.vmx_hosts import VmxHosts, VmxProcess
@@ -60,6 +67,10 @@ async def power_on(hosts: VmxHosts) -> VirtualMachine:
     return vm
 
 
+def state_of(vm: VirtualMachine) -> ExecutionState:
+    return vm.state
+
+
 async def migrate(hosts: VmxHosts, vm: VirtualMachine, to: int) -> tuple[VmxProcess, int]:
     """Start it; returns when it is over at the source."""
     spec = hosts.spec(hosts.hosts[0], hosts.hosts[to])
@@ -86,7 +97,7 @@ async def test_destination_gone_after_the_swap_the_guest_stays_stunned_until_it_
     assert isinstance(last.fault, MigrationFault)
     assert last.fault.phase == "hand-over"
     assert "stays stunned" in str(last.fault)
-    assert vm.state is ExecutionState.STUNNED
+    assert state_of(vm) is ExecutionState.STUNNED
     with pytest.raises(PastPointOfNoReturn):
         await vm.cancel_migration(migration_id)
     with pytest.raises(MigrationNotReady):
@@ -99,7 +110,7 @@ async def test_destination_gone_after_the_swap_the_guest_stays_stunned_until_it_
     path = owner_record.owner_path(hosts.home, "web01")
     owner_record.swap(path, record_of(hosts), hosts.hosts[0].uuid)  # its hostd gives the VM back
     await assert_heart_beats(hosts)
-    assert vm.state is ExecutionState.RUNNING
+    assert state_of(vm) is ExecutionState.RUNNING
     assert run_lock_is_held(hosts)
     await vm.cancel_migration(migration_id)  # it has failed: that is what a cancel is about
 
@@ -120,14 +131,14 @@ async def test_destination_that_runs_and_never_says_so_is_settled_by_the_record(
     vm = await power_on(hosts)
     _, migration_id = await migrate(hosts, vm, 1)
     assert isinstance(vm.session(migration_id).board.now.fault, MigrationFault)
-    assert vm.state is ExecutionState.STUNNED
+    assert state_of(vm) is ExecutionState.STUNNED
     await assert_heart_beats(hosts)
     assert_one_unbroken_heartbeat(hosts)
     assert vm.guest is not None
     os.kill(vm.guest.pid, signal.SIGKILL)
     async with asyncio.timeout(10):
         await vm.ended.wait()
-    assert vm.state is ExecutionState.FAILED
+    assert state_of(vm) is ExecutionState.FAILED
     await assert_heart_beats(hosts)
 
 
@@ -139,3 +150,50 @@ async def test_let_go_ends_the_watching_and_leaves_the_guest(hosts: VmxHosts) ->
     async with asyncio.timeout(5):
         await vm.let_go()
     await assert_guests_left(hosts, [vm.guest.pid])
+
+
+async def test_start_whose_caller_goes_away_leaves_the_guest_running(hosts: VmxHosts) -> None:
+    vm = await power_on(hosts)
+    spec = hosts.spec(hosts.hosts[0], hosts.hosts[1])
+    destination, ticket = await hosts.prepare(hosts.hosts[1], spec)
+    order = messages.migration_order(spec)
+    starting = asyncio.create_task(vm.start_source(order, messages.ticket_of(ticket, order)))
+    await asyncio.sleep(0)  # it reads the owner record
+    assert state_of(vm) is ExecutionState.EMIGRATING
+    with pytest.raises(TaskInProgress):
+        await vm.power_off()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert state_of(vm) is ExecutionState.RUNNING
+    await hosts.cancel(destination, spec.migration_id)
+    await vm.power_off()
+
+
+async def test_guest_that_dies_while_a_migration_starts_is_told(hosts: VmxHosts) -> None:
+    vm = await power_on(hosts)
+    assert vm.guest is not None
+    spec = hosts.spec(hosts.hosts[0], hosts.hosts[1])
+    destination, ticket = await hosts.prepare(hosts.hosts[1], spec)
+    order = messages.migration_order(spec)
+    os.kill(vm.guest.pid, signal.SIGKILL)
+    with contextlib.suppress(InvalidState):  # it depends on which of both is seen first
+        await vm.start_source(order, messages.ticket_of(ticket, order))
+    async with asyncio.timeout(10):
+        await vm.ended.wait()
+    assert state_of(vm) is ExecutionState.FAILED
+    with pytest.raises(InvalidState):
+        await vm.start_source(order, messages.ticket_of(ticket, order))
+    await hosts.cancel(destination, spec.migration_id)
+
+
+async def test_power_off_whose_caller_goes_away_still_ends_the_vm(hosts: VmxHosts) -> None:
+    vm = await power_on(hosts)
+    stopping = asyncio.create_task(vm.power_off())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert vm.ended.is_set()
+    assert state_of(vm) is ExecutionState.OFF
+    await assert_guests_left(hosts, [])

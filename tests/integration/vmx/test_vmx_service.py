@@ -93,9 +93,11 @@ async def test_caller_that_goes_away_while_the_guest_is_started_leaves_nothing(
     place = hosts.place(vmx.host)
     power_on = service_pb2.PowerOnRequest(config=hosts.config, place=place)
     prepare = service_pb2.PrepareDestinationRequest(spec=spec, place=place)
-    method = vmx.stub.PowerOn if call == "PowerOn" else vmx.stub.PrepareDestination
-    with pytest.raises(TimedOut), remote_faults("vmx"):
-        await method(power_on if call == "PowerOn" else prepare, timeout=0.5)
+    with pytest.raises(TimedOut), remote_faults("vmx"):  # noqa: PT012
+        if call == "PowerOn":
+            await vmx.stub.PowerOn(power_on, timeout=0.5)
+        else:
+            await vmx.stub.PrepareDestination(prepare, timeout=0.5)
     assert await vmx.ended() == 0
     await assert_vm_is_off(hosts)
 

@@ -72,6 +72,9 @@ async def test_migration_without_a_host_goes_to_the_emptier_one_and_back(rig: Vp
     await until(lambda: rig.host("esx02"), lambda host: host.usage.memory_reserved_bytes > 0)
     await rig.done(rig.migrate(vm.id))
     assert (await rig.vm(vm.id)).host_name == "esx03"
+    events = await rig.stub.ListEvents(service_pb2.ListEventsRequest(entity=vm.id, limit=1000))
+    begun = [event.message for event in events.events if event.type == "VmBeingHotMigratedEvent"]
+    assert "stay unreserved" in begun[0]
     await rig.done(rig.migrate(vm.id, "esx01"))
     assert (await rig.vm(vm.id)).host_name == "esx01"
 

@@ -4,12 +4,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from demo.processes import ProcessId, end, identify, is_alive, send, started_for
 
 _IGNORES_TERM = (
     "import signal,sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
+)
+
+
+_FIRST_THREAD_ENDS = (
+    "import ctypes,threading,time; threading.Thread(target=time.sleep, args=(60,)).start(); "
+    "print(flush=True); ctypes.CDLL(None).syscall(60, 0)"  # exit(2): of this thread alone
 )
 
 
@@ -47,6 +54,19 @@ def test_signals_never_reach_another_process_with_the_same_pid() -> None:
         assert not send(impostor, signal.SIGKILL)
         assert is_alive(real)
         child.kill()
+
+
+def test_process_lives_until_its_last_thread_has_ended() -> None:
+    with _start(_FIRST_THREAD_ENDS) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        while " Z " not in Path(f"/proc/{child.pid}/stat").read_text():
+            time.sleep(0.01)
+        process = _identified(child)
+        assert is_alive(process)
+        assert end([process], grace_s=0.1) == []
+        assert not is_alive(process)
+        child.returncode = 0
 
 
 def test_started_for_finds_by_settings_and_not_by_a_mention(tmp_path: Path) -> None:

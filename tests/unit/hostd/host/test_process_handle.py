@@ -63,3 +63,24 @@ def test_read_pid_file_takes_two_numbers_or_nothing(tmp_path: Path) -> None:
     for text, expected in (("12 34\n", ProcessId(12, 34)), ("12", None), ("", None), ("x" * 999, None)):
         path.write_text(text)
         assert read_pid_file(path) == expected
+
+
+async def test_process_whose_first_thread_ended_is_no_zombie_until_the_last_one_has() -> None:
+    program = (
+        "import ctypes,threading,time; threading.Thread(target=time.sleep, args=(60,)).start(); "
+        "print(flush=True); ctypes.CDLL(None).syscall(60, 0)"  # exit(2): of this thread alone
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        while " Z " not in Path(f"/proc/{child.pid}/stat").read_text():
+            await asyncio.sleep(0.01)
+        process = identify(child.pid)
+        assert process is not None
+        handle = ProcessHandle.open(process)
+        assert handle is not None
+        handle.kill()
+        assert await handle.wait(timeout_s=10)
+        assert identify(child.pid) is None
+        handle.close()
+        child.returncode = 0
