@@ -24,7 +24,7 @@ from runtime.ondisk.datastore_path import DatastorePath
 KEY_BYTES = 32
 TOKEN_BYTES = 32
 _MIGRATION_ID_MAX = (1 << 63) - 1
-_STREAMS_MAX = 64
+_STREAMS_MAX = 16
 _ITERATIONS_MAX = 1000
 _TIMEOUT_MAX_S = 3600.0
 _GOAL_MAX_MS = 100_000

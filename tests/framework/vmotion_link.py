@@ -56,10 +56,7 @@ class VMotionLink:
     def cut(self) -> None:
         """Both sides see the end of every connection."""
         for one in self._sockets:
-            try:
-                one.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # it has ended by itself
+            _shut_down(one)
 
     def stall(self) -> None:
         """Both sides see silence."""
@@ -97,5 +94,13 @@ class VMotionLink:
                 await self._flowing.wait()
                 await loop.sock_sendall(to, data)
             to.shutdown(socket.SHUT_WR)
-        except OSError:
-            return  # cut, or one side has gone: the other pump sees the same
+        except OSError:  # cut, or one side has reset it: the other side hears of it as if there were no relay
+            _shut_down(from_)
+            _shut_down(to)
+
+
+def _shut_down(one: socket.socket) -> None:
+    try:
+        one.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # it has ended by itself

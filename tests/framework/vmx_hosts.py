@@ -80,6 +80,7 @@ class VmxHosts:
     environment: dict[str, dict[str, str]] = field(default_factory=dict)
     started: list[VmxProcess] = field(default_factory=list)
     vm_uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
+    _warm: dict[str, VmxProcess] = field(default_factory=dict)
     run_root: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="vmxt-")))
 
     def __post_init__(self) -> None:
@@ -115,8 +116,16 @@ class VmxHosts:
             host_name=host.name,
         )
 
+    async def warm_up(self, *hosts: VmxHost) -> None:
+        """Start vmx processes that `start_vmx` will find running: side by side it takes half the time."""
+        for vmx in await asyncio.gather(*(self._start_vmx(host) for host in hosts)):
+            self._warm[vmx.host.name] = vmx
+
     async def start_vmx(self, host: VmxHost) -> VmxProcess:
         """Start a vmx process on `host`; returns when it answers."""
+        return self._warm.pop(host.name, None) or await self._start_vmx(host)
+
+    async def _start_vmx(self, host: VmxHost) -> VmxProcess:
         run_dir = self.run_root / f"{len(self.started)}"
         run_dir.mkdir(mode=0o700)
         environment = {

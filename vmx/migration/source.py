@@ -19,7 +19,7 @@ from runtime.ondisk.run_lock import RunLock
 from vmx.checkpoint.capture import CapturedState, CheckpointCapture
 from vmx.faults import guest_died
 from vmx.files import VmFiles
-from vmx.guest.errors import GuestDied, QmpFailure, QmpTimeout
+from vmx.guest.errors import GuestDied, QmpError, QmpFailure, QmpTimeout
 from vmx.guest.memory import GuestMemoryError
 from vmx.guest.pages import PageRuns, page_total, union
 from vmx.guest.process import GuestProcess
@@ -56,8 +56,10 @@ _INTERRUPTIBLE = frozenset(
 )
 # Telling the peer that it failed is worth this much waiting, no more.
 _FAREWELL_S = 1.0
-# A guest stays stunned for want of an answer of its QEMU: worth asking again.
-_RESUME_ATTEMPTS = 3
+# A guest must not stay stunned because its QEMU answers late, or says for a moment "Migration is not finalized yet"
+# (QEMU 7.2, right after its migration has ended): it is asked again, this often and this long.
+_RESUME_EVERY_S = 0.02
+_RESUME_FOR_S = 30.0
 
 _log = structlog.get_logger(__name__)
 
@@ -329,16 +331,16 @@ class SourceMigration(Session[SourcePhase]):
 
     async def _resume_guest(self) -> None:
         """:raises GuestError: it couldn't be let run: it stays stunned."""
-        attempt = 0
+        deadline_s = time.monotonic() + _RESUME_FOR_S
         while self.guest_stunned and self._guest.process.exit_status is None:
             assert self._capture is not None, "made in the handshake"
-            attempt += 1
             try:
                 await self._capture.cancel()
-            except QmpTimeout as error:
-                _log.error("guest_not_resumed", attempt=attempt, reason=str(error))
-                if attempt == _RESUME_ATTEMPTS:
+            except (QmpTimeout, QmpError) as error:
+                _log.warning("guest_not_resumed", reason=str(error))
+                if time.monotonic() > deadline_s:
                     raise
+                await asyncio.sleep(_RESUME_EVERY_S)
             else:
                 self.guest_stunned = False
 

@@ -61,7 +61,7 @@ class MigrateVm:
     plaintext: Annotated[bool, typer.Option("--plaintext", help="Don't encrypt the vMotion streams.")] = False
     streams: Annotated[
         int,
-        typer.Option("--streams", min=0, max=64, help="Page channels. [default: chosen]", show_default=False),
+        typer.Option("--streams", min=0, max=16, help="Page channels. [default: chosen]", show_default=False),
     ] = 0
     switchover_goal_ms: Annotated[
         int,

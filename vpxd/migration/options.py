@@ -6,7 +6,7 @@ from enum import IntEnum
 from runtime.faults import InvalidArgument
 
 MAX_ITERATIONS = 1_000
-MAX_STREAMS = 64
+MAX_STREAMS = 16
 MAX_SWITCHOVER_GOAL_MS = 100_000
 MAX_NETWORK_TIMEOUT_S = 600.0
 TRACERS = ("", "pagemap_scan", "hash_scan")

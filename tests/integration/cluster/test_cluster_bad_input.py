@@ -29,17 +29,17 @@ from tests.framework.cluster_rig import (
 if TYPE_CHECKING:
     RawCall = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module")]
-HOST_SETTINGS = (("HOST_MEMORY_BYTES", str(512 * MIB)),)
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="package")]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def web01(rig: ClusterRig) -> str:
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def web01(rig: ClusterRig) -> AsyncIterator[str]:
     """A VM that runs on esx01 all the time."""
-    return await rig.power_on_new("web01", "esx01")
+    yield await rig.power_on_new("web01", "esx01")
+    await rig.remove("web01")
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="package")
 async def unchanged(rig: ClusterRig, web01: str) -> AsyncIterator[None]:
     """Whatever the test orders, it changes nothing."""
     before = await rig.picture()
@@ -81,7 +81,7 @@ async def test_migrate_unknown_or_same_is_refused_at_once(
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
-        (spec_pb2.MigrationOptions(streams=1000), "options.streams"),
+        (spec_pb2.MigrationOptions(streams=17), "options.streams"),
         (spec_pb2.MigrationOptions(max_iterations=10**9), "options.max_iterations"),
         (spec_pb2.MigrationOptions(switchover_goal_ms=2**32 - 1), "options.switchover_goal_ms"),
         (spec_pb2.MigrationOptions(network_timeout_s=-1), "options.network_timeout_s"),
@@ -117,10 +117,6 @@ async def test_migrate_to_full_host_fails_before_anything_starts(rig: ClusterRig
         assert isinstance(refused, faults.InsufficientMemoryResources)
         assert refused.origin == "hostd@esx02"
         assert (refused.requested_bytes, refused.unreserved_bytes) == (64 * MIB, 32 * MIB)
-        # And nobody was named: no host is left.
-        fault = failure(await rig.ended(await rig.start_migration("web01")))
-        assert isinstance(fault, faults.NoCompatibleHost)
-        assert "esx02" in fault.reasons
         # A VM too large for what is left is made, but not started.
         async with removed_afterwards(rig, "big02"):
             await rig.create("big02", "esx02", config=small_vm(ram_mib=128))
@@ -156,25 +152,6 @@ async def test_migrate_of_vm_on_local_datastore_is_refused_with_the_datastore(ri
 
 
 @pytest.mark.usefixtures("unchanged")
-async def test_migrate_to_host_that_does_not_answer_is_refused_and_works_again_later(
-    rig: ClusterRig,
-) -> None:
-    await rig.cluster.end_daemon("esx02-vpxa")
-
-    async def lost() -> bool:
-        state = (await rig.host("esx02")).connection_state
-        return state == host_pb2.HOST_CONNECTION_STATE_NOT_RESPONDING
-
-    await until(lost, "esx02 is notResponding")
-    refused = await refusal(rig.client.stub.MigrateVm(migrate("web01", "esx02")))
-    assert isinstance(refused, faults.HostNotConnected)
-    assert (refused.host, refused.state, refused.origin) == ("esx02", "notResponding", "vpxd")
-    await rig.assert_alive("web01", "esx01")
-    await rig.cluster.start_daemon("esx02-vpxa")
-    await rig.until_connected()
-
-
-@pytest.mark.usefixtures("unchanged")
 async def test_migrate_through_a_host_whose_hostd_is_gone_says_so_and_changes_nothing(
     rig: ClusterRig,
 ) -> None:
@@ -192,17 +169,7 @@ async def test_migrate_through_a_host_whose_hostd_is_gone_says_so_and_changes_no
         assert isinstance(fault, faults.HostNotConnected | faults.HostNotReachable)
         await rig.assert_alive("web01", "esx01")
     finally:
-        await rig.cluster.start_daemon("esx02-hostd")
-
-    async def heard() -> bool:
-        async with rig.vpxa("esx02") as stub:
-            try:
-                await stub.GetHost(operations_pb2.GetHostRequest(), timeout=5)
-            except grpc.aio.AioRpcError:
-                return False
-            return True
-
-    await until(heard, "hostd serves again")
+        await rig.start_daemon("esx02-hostd")
     await rig.until_connected()
 
 
@@ -286,7 +253,7 @@ MALFORMED: dict[str, tuple[Mutation, type[faults.VimFault], str]] = {
         faults.InvalidArgument,
         "spec.destination.host_uuid",
     ),
-    "streams": (_set("options.streams", 65), faults.InvalidArgument, "spec.options.streams"),
+    "streams": (_set("options.streams", 17), faults.InvalidArgument, "spec.options.streams"),
     "timeout_nan": (
         _set("options.network_timeout_s", math.nan),
         faults.InvalidArgument,

@@ -25,17 +25,18 @@ from tests.framework.cluster_rig import ClusterRig, refusal
 from tests.framework.tcp_sockets import tcp_sockets
 from tests.framework.unix_sockets import listening_unix_sockets
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="package")]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # RFC 9113, 3.4
 HEALTH = "/grpc.health.v1.Health/Check"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+@pytest_asyncio.fixture(scope="module", loop_scope="package", autouse=True)
 async def web01(rig: ClusterRig) -> AsyncIterator[None]:
     """A VM that runs: vmx and QEMU are among the processes."""
     await rig.power_on_new("web01", "esx01")
     yield
     await rig.assert_alive("web01", "esx01")
+    await rig.remove("web01")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def pids(rig: ClusterRig) -> list[int]:
 
 def listening_ports(rig: ClusterRig) -> set[tuple[str, int]]:
     """By the kernel's tables, not by the settings."""
-    assert len(pids(rig)) == 7, "vpxd, two times hostd and vpxa, vmx and QEMU"
+    assert len(pids(rig)) == 9, "vpxd, three times hostd and vpxa, vmx and QEMU"
     return {(one.address, one.port) for one in tcp_sockets(pids(rig)) if one.listens}
 
 
@@ -61,7 +62,7 @@ def join_port(rig: ClusterRig) -> tuple[str, int]:
 
 async def test_only_the_known_ports_are_open_and_only_on_the_management_network(rig: ClusterRig) -> None:
     wanted = {("127.0.0.1", rig.layout.vpxd_port), join_port(rig)}
-    wanted |= {(rig.layout.management_address(number), 8443) for number in (1, 2)}
+    wanted |= {(rig.layout.management_address(number), 8443) for number in (1, 2, 3)}
     assert listening_ports(rig) == wanted
 
 
@@ -183,7 +184,7 @@ async def test_unix_sockets_are_for_their_user_alone(rig: ClusterRig) -> None:
 
 async def test_private_keys_are_for_their_user_alone(rig: ClusterRig) -> None:
     keys = list(rig.layout.directory.rglob("*key*.pem"))
-    assert len(keys) == 5, "the CA's, vpxd's, the administrator's, two hosts'"
+    assert len(keys) == 6, "the CA's, vpxd's, the administrator's, three hosts'"
     for key in keys:
         assert stat.S_IMODE(key.stat().st_mode) == 0o600, key
         assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700, key
@@ -247,7 +248,7 @@ async def test_join_token_works_once_for_its_host_until_it_expires(rig: ClusterR
         assert not list((tmp_path / folder).rglob("*.pem")), "nothing is left of a join that was refused"
     # Joined isn't added: the inventory is as it was.
     inventory = await rig.client.call(rig.client.stub.ListHosts, service_pb2.ListHostsRequest())
-    assert [host.name for host in inventory.hosts] == ["esx01", "esx02"]
+    assert [host.name for host in inventory.hosts] == ["esx01", "esx02", "esx03"]
 
 
 async def test_join_tokens_can_be_written_on_a_command_line(rig: ClusterRig) -> None:

@@ -11,6 +11,7 @@ import secrets
 import signal
 import socket
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,16 +32,17 @@ from vmx.guest.pages import PAGE_BYTES
 from vmx.stream import SourceStreams, StreamSecret, StreamSpec
 from vmx.stream.frames import FrameHeader, FrameType
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="package")]
 PATTERN_OFFSET = 32 * MIB
 PATTERN_BYTES = 4 * MIB
 LITTLE_BYTES = 256 * 1024
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def web01(rig: ClusterRig) -> str:
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def web01(rig: ClusterRig) -> AsyncIterator[str]:
     """A VM that runs on esx01 at the start of the module."""
-    return await rig.power_on_new("web01", "esx01", config=small_vm(rate_mib_s=1))
+    yield await rig.power_on_new("web01", "esx01", config=small_vm(rate_mib_s=1))
+    await rig.remove("web01")
 
 
 def guest_memory(guest: ProcessId) -> Path:
@@ -67,7 +69,8 @@ def has_pattern(guest: ProcessId, secret: bytes) -> bool:
 
 
 def vmotion_addresses(rig: ClusterRig) -> set[str]:
-    return {rig.layout.vmotion_address(number) for number in range(1, rig.layout.host_count + 1)}
+    """Of esx01 and esx02, between which the VM moves."""
+    return {rig.layout.vmotion_address(number) for number in (1, 2)}
 
 
 def cluster_pids(rig: ClusterRig) -> list[int]:
@@ -202,43 +205,6 @@ def hello(migration_id: int) -> bytes:
     )
 
 
-async def test_strangers_on_the_vmotion_port_get_nothing_and_the_migration_succeeds(
-    rig: ClusterRig, web01: str
-) -> None:
-    source, elsewhere = rig.layout.vmotion_address(1), rig.layout.management_address(1)
-    # The source's hostd is stopped, so the destination waits for it while strangers knock.
-    rig.cluster.signal("esx01-hostd", signal.SIGSTOP)
-    try:
-        options = spec_pb2.MigrationOptions(
-            bandwidth_bytes_per_s=4 * MIB, verify=spec_pb2.VERIFY_MODE_AFTER_RESUME
-        )
-        task = await rig.start_migration("web01", "esx02", options)
-        door = await listening_port(rig, 2)
-        first = hello(1)
-        answers = await asyncio.gather(
-            knock(source, door, b"GET / HTTP/1.1\r\n\r\n" + bytes(64)),
-            knock(source, door, secrets.token_bytes(1 << 20)),
-            knock(source, door, bytes(64)),
-            knock(source, door, first),
-            knock(source, door, first + secrets.token_bytes(4096)),
-            knock(elsewhere, door, first),
-        )
-    finally:
-        rig.cluster.signal("esx01-hostd", signal.SIGCONT)
-    for answer in answers:
-        assert len(answer) <= 16, (
-            answer
-        )  # a REFUSAL at most: no challenge without the migration's id, no secret
-    info = await rig.ended(task)
-    assert info.state == task_pb2.TASK_STATE_SUCCESS, info.error
-    assert info.migration.memory_verified
-    await rig.assert_alive("web01", "esx02")
-    log = next(rig.layout.host_run_directory("esx02").glob("*/vmx.log")).read_text()
-    assert log.count("stream_handshake_refused") == len(answers)
-    assert "StrangerAddress" in log
-    await rig.migrate("web01", "esx01")
-
-
 async def test_oversize_frame_of_a_proven_peer_ends_the_destination_with_a_typed_fault(
     rig: ClusterRig, web01: str
 ) -> None:
@@ -275,3 +241,41 @@ async def test_oversize_frame_of_a_proven_peer_ends_the_destination_with_a_typed
     await rig.until_reserved("esx02", 0, within_s=5)
     await rig.assert_alive("web01", "esx01")
     assert len(rig.guests()) == 1
+
+
+async def test_strangers_on_the_vmotion_port_get_nothing_and_the_migration_succeeds(
+    rig: ClusterRig, web01: str
+) -> None:
+    source, elsewhere = rig.layout.vmotion_address(1), rig.layout.management_address(1)
+    # The source's hostd is stopped, so the destination waits for it while strangers knock.
+    rig.cluster.signal("esx01-hostd", signal.SIGSTOP)
+    try:
+        options = spec_pb2.MigrationOptions(
+            bandwidth_bytes_per_s=4 * MIB, verify=spec_pb2.VERIFY_MODE_AFTER_RESUME
+        )
+        task = await rig.start_migration("web01", "esx02", options)
+        door = await listening_port(rig, 2)
+        first = hello(1)
+        answers = await asyncio.gather(
+            knock(source, door, b"GET / HTTP/1.1\r\n\r\n" + bytes(64)),
+            knock(source, door, secrets.token_bytes(1 << 20)),
+            knock(source, door, bytes(64)),
+            knock(source, door, first),
+            knock(source, door, first + secrets.token_bytes(4096)),
+            knock(elsewhere, door, first),
+        )
+    finally:
+        rig.cluster.signal("esx01-hostd", signal.SIGCONT)
+    for answer in answers:
+        assert len(answer) <= 16, (
+            answer
+        )  # a REFUSAL at most: no challenge without the migration's id, no secret
+    info = await rig.ended(task)
+    assert info.state == task_pb2.TASK_STATE_SUCCESS, info.error
+    assert info.migration.memory_verified
+    await rig.assert_alive("web01", "esx02")
+    log = (
+        rig.layout.host_run_directory("esx02") / (await rig.vm("web01")).config.uuid[:13] / "vmx.log"
+    ).read_text()
+    assert log.count("stream_handshake_refused") == len(answers)
+    assert "StrangerAddress" in log

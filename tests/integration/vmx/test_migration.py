@@ -20,9 +20,12 @@ from runtime.faults import (
 )
 from runtime.ondisk import owner_record
 from runtime.ondisk.run_lock import is_held
+from tests.framework.failpoint_pause import FailpointPause
 from tests.framework.guest_processes import FAKE_QEMU, GUEST_KERNEL, qemu_binary
 from tests.framework.vmx_hosts import VmxHosts
 from tests.framework.vmx_invariants import assert_one_unbroken_heartbeat, migrate
+from vmx.migration.failpoints import of_phase
+from vmx.migration.phases import SourcePhase
 
 
 @pytest.fixture(params=["fake", pytest.param("qemu", marks=pytest.mark.qemu)])
@@ -128,6 +131,28 @@ async def test_cancel_in_pre_copy_leaves_the_guest_as_it_was_and_the_next_try_wo
     assert await destination.ended() == 0  # the source's word was enough
     with pytest.raises(MigrationNotReady):
         await hosts.complete(vmx, spec.migration_id)
+    vmx, status = await migrate(hosts, vmx, 2)
+    assert status.memory_verified
+    await hosts.heartbeats_beyond(len(hosts.heartbeat_lines()) + 20)
+    assert_one_unbroken_heartbeat(hosts)
+
+
+@pytest.mark.parametrize("phase", [SourcePhase.STUN, SourcePhase.LAST_PAGES, SourcePhase.CHECKPOINT])
+async def test_cancel_in_the_stun_lets_the_guest_run_on_and_the_next_try_works(
+    hosts: VmxHosts, phase: SourcePhase
+) -> None:
+    async with FailpointPause(hosts.run_root / "pause.sock") as pause:
+        hosts.environment["esx01"] = {"VPX_FAILPOINTS": f"{of_phase(phase)}={pause.action}"}
+        vmx = await hosts.power_on()
+        await hosts.heartbeats_beyond(20)
+        spec = hosts.spec(vmx.host, hosts.hosts[1])
+        destination, ticket = await hosts.prepare(hosts.hosts[1], spec)
+        await hosts.start(vmx, spec, ticket)
+        await pause.reached()
+        await hosts.cancel(vmx, spec.migration_id)
+    assert (await vmx.state()).execution_state == host_pb2.EXECUTION_STATE_RUNNING
+    await hosts.heartbeats_beyond(len(hosts.heartbeat_lines()) + 20)
+    assert await destination.ended() == 0
     vmx, status = await migrate(hosts, vmx, 2)
     assert status.memory_verified
     await hosts.heartbeats_beyond(len(hosts.heartbeat_lines()) + 20)

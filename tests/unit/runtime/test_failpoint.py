@@ -25,7 +25,9 @@ def _disarmed() -> Iterator[None]:
 
 async def test_nothing_armed_nothing_happens() -> None:
     arm({}, KNOWN)
-    await failpoint.failpoint("a.first")
+    async with asyncio.timeout(1):
+        await failpoint.failpoint("a.first")
+    assert not failpoint._armed
 
 
 async def test_error_is_raised_once_at_its_point() -> None:
@@ -50,6 +52,7 @@ async def test_pause_tells_its_name_and_waits_until_it_is_released(tmp_path: Pat
 async def test_pause_where_nobody_listens_goes_on(tmp_path: Path) -> None:
     arm({failpoint.VARIABLE: f"a.first=pause:{tmp_path}/none"}, KNOWN)
     await failpoint.failpoint("a.first")
+    assert not failpoint._armed
 
 
 async def test_pause_can_be_cancelled(tmp_path: Path) -> None:

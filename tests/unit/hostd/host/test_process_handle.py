@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from hostd.host.process import ProcessHandle, ProcessId, identify, read_pid_file
