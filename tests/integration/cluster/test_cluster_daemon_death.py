@@ -103,6 +103,7 @@ async def test_daemons_killed_idle_come_back_with_everything_and_the_vm_can_move
 @pytest.mark.parametrize(
     "daemons",
     [("vpxd",), ("{source}-vpxa", "{destination}-vpxa"), ("{source}-hostd",), ("{destination}-hostd",)],
+    ids=["vpxd", "both_vpxas", "hostd_of_the_source", "hostd_of_the_destination"],
 )
 async def test_daemon_killed_while_memory_flows_comes_back_and_the_migration_succeeds(
     rig: ClusterRig, web01_id: str, daemons: tuple[str, ...]
