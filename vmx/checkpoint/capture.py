@@ -55,6 +55,7 @@ __all__ = ["CaptureLimits", "CaptureState", "CapturedState", "CheckpointCapture"
 # MigrationStatus of qapi/migration.json in which nothing goes on (any more).
 _ENDED = frozenset({"none", "cancelled", "failed", "completed"})
 _RECEIVE_BYTES = 256 * 1024
+_LETS_GO_EVERY_S = 0.005
 
 
 class CaptureState(StrEnum):
@@ -222,6 +223,11 @@ class CheckpointCapture:
             while (status := await self._query_status()) not in _ENDED:
                 await self._events.next(self._limits.step_deadline_s)
         await self._end_receiving()
+        # QEMU 7.2 tells the end of its migration a moment before it lets go of the guest ("Migration is not finalized
+        # yet"), and no event tells when it has.
+        async with _deadline("let go of the guest", self._limits.step_deadline_s):
+            while await self._run_control.state() is RunState.FINISH_MIGRATE:  # noqa: ASYNC110  as said
+                await asyncio.sleep(_LETS_GO_EVERY_S)
 
     async def _query_status(self) -> str:
         return str((await self._qmp.query("query-migrate")).get("status", "none"))
