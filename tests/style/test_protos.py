@@ -5,16 +5,14 @@ import re
 from tests.style.tree import ROOT
 
 
-def test_every_rpc_has_a_comment() -> None:
-    for path in (ROOT / "proto").rglob("service.proto"):
-        lines = path.read_text(encoding="utf-8").split("\n")
-        documented = False
-        for line in lines:
+def test_every_rpc_says_what_it_does_and_its_faults() -> None:
+    for path in (ROOT / "proto").rglob("*.proto"):
+        comment: list[str] = []
+        for line in path.read_text(encoding="utf-8").split("\n"):
             text = line.strip()
             if text.startswith("rpc "):
-                simple_list = re.match(r"rpc List\w+\(", text) is not None
-                assert documented or simple_list, f"{path.name}: {text}"
-            documented = text.startswith("//")
+                assert "Faults" in " ".join(comment), f"{path.name}: {text}"
+            comment = [*comment, text] if text.startswith("//") else []
 
 
 def test_every_enum_begins_with_unspecified_zero() -> None:
