@@ -4,6 +4,8 @@ the wire."""
 import asyncio
 from enum import Enum
 
+import grpc
+
 from proto.host.v1 import operations_pb2
 from proto.vim.v1 import fault_pb2
 from proto.vmotion.v1 import spec_pb2, status_pb2
@@ -51,11 +53,21 @@ class Scene:
         self.spec.options.network_timeout_s = 2.0
         self.destination, ticket = await hosts.prepare(hosts.hosts[1], self.spec)
         source_pid = (await self.source.state()).qemu_pid
-        self.qemu_pids = (source_pid, (await self.destination.state()).qemu_pid)
+        self.qemu_pids = (source_pid, await self._destination_pid())
         self.link = VMotionLink(hosts.hosts[0], ticket)
         await self.link.__aenter__()
         await hosts.start(self.source, self.spec, self.link.ticket)
         self.watching = asyncio.create_task(hosts.outcome(self.source, self.spec.migration_id))
+
+    async def _destination_pid(self) -> int:
+        """Its guest's; 0 where the destination has failed as soon as it was prepared, and has ended."""
+        try:
+            return (await self.destination.state()).qemu_pid
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            assert await self.destination.ended() == 0
+            return 0
 
     async def close(self) -> None:
         """End everything."""
