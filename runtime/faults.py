@@ -393,6 +393,64 @@ class NotOwner(MigrationFault):
 
 
 @dataclass(eq=False)
+class InvalidDiskFormat(FileFault):
+    """A disk's descriptor or image isn't one, or not of the form that it says."""
+
+    fault_type: ClassVar[int] = fault_pb2.FAULT_TYPE_INVALID_DISK_FORMAT
+    path: str = ""
+
+
+@dataclass(eq=False)
+class PolicyNotSatisfied(FileFault):
+    """A datastore isn't what a storage policy asks for."""
+
+    fault_type: ClassVar[int] = fault_pb2.FAULT_TYPE_POLICY_NOT_SATISFIED
+    policy: str = ""
+    datastore: str = ""
+    requirement: str = ""
+
+
+@dataclass(eq=False)
+class DatastoreNotSupported(FileFault):
+    """The datastore can't be used for this."""
+
+    fault_type: ClassVar[int] = fault_pb2.FAULT_TYPE_DATASTORE_NOT_SUPPORTED
+    datastore: str = ""
+    host: str = ""
+
+
+@dataclass(eq=False)
+class EvcAdmissionFailed(HostFault):
+    """A cluster's or VM's EVC mode can't be set: a host or a VM stands against it."""
+
+    fault_type: ClassVar[int] = fault_pb2.FAULT_TYPE_EVC_ADMISSION_FAILED
+    cluster: str = ""
+    mode: str = ""
+    host: str = ""
+    feature: str = ""
+
+
+@dataclass(eq=False)
+class RuleViolation(HostFault):
+    """An affinity rule doesn't allow the VM to be there."""
+
+    fault_type: ClassVar[int] = fault_pb2.FAULT_TYPE_RULE_VIOLATION
+    rule: str = ""
+    vm: str = ""
+    host: str = ""
+
+
+@dataclass(eq=False)
+class CannotAccessNetwork(MigrationFault):
+    """The host doesn't have the port group that a NIC is plugged into."""
+
+    fault_type: ClassVar[int] = fault_pb2.FAULT_TYPE_CANNOT_ACCESS_NETWORK
+    network: str = ""
+    host: str = ""
+    nic: str = ""
+
+
+@dataclass(eq=False)
 class GuestStartFailed(GuestFault):
     """QEMU didn't come up."""
 

@@ -12,14 +12,19 @@ from proto.host.v1 import operations_pb2
 from proto.vim.v1 import host_pb2, vm_config_pb2
 from vpxd.inventory.values import (
     Boot,
+    DiskFormat,
     ExecutionState,
+    GuestCpu,
     HostCapability,
     HostConnection,
     HostDatastore,
     HostInfo,
     HostReport,
     HostUsage,
+    NetworkAdapter,
+    PortGroup,
     PowerState,
+    VirtualDisk,
     VmConfig,
     VmState,
 )
@@ -58,6 +63,33 @@ def vm_config_from_wire(message: vm_config_pb2.VmConfig) -> VmConfig:
         boot=Boot(message.boot.kernel, message.boot.initrd, message.boot.kernel_command_line),
         annotation=message.annotation,
         change_version=message.change_version,
+        disks=tuple(
+            VirtualDisk(disk.key, disk.path, disk.capacity_bytes, disk_format_from_wire(disk.format))
+            for disk in message.disks
+        ),
+        nics=tuple(NetworkAdapter(nic.key, nic.mac, nic.network, nic.connected) for nic in message.nics),
+        evc_mode=message.evc_mode,
+        guest_cpu=_guest_cpu_from_wire(message.guest_cpu) if message.HasField("guest_cpu") else None,
+    )
+
+
+def disk_format_from_wire(number: int) -> DiskFormat:
+    """A format; one that this version doesn't know is SAME_AS_SOURCE."""
+    return DiskFormat(number) if number in DiskFormat.__members__.values() else DiskFormat.SAME_AS_SOURCE
+
+
+def _guest_cpu_from_wire(message: vm_config_pb2.GuestCpu) -> GuestCpu:
+    return GuestCpu(
+        message.model, tuple(message.features), tuple(message.disabled_features), message.baseline
+    )
+
+
+def _guest_cpu_to_wire(cpu: GuestCpu) -> vm_config_pb2.GuestCpu:
+    return vm_config_pb2.GuestCpu(
+        model=cpu.model,
+        features=cpu.features,
+        disabled_features=cpu.disabled_features,
+        baseline=cpu.baseline,
     )
 
 
@@ -77,6 +109,23 @@ def vm_config_to_wire(config: VmConfig) -> vm_config_pb2.VmConfig:
         ),
         annotation=config.annotation,
         change_version=config.change_version,
+        disks=[
+            vm_config_pb2.VirtualDisk(
+                key=disk.key,
+                path=disk.path,
+                capacity_bytes=disk.capacity_bytes,
+                format=vm_config_pb2.DiskFormat.ValueType(disk.format),
+            )
+            for disk in config.disks
+        ],
+        nics=[
+            vm_config_pb2.NetworkAdapter(
+                key=nic.key, mac=nic.mac, network=nic.network, connected=nic.connected
+            )
+            for nic in config.nics
+        ],
+        evc_mode=config.evc_mode,
+        guest_cpu=_guest_cpu_to_wire(config.guest_cpu) if config.guest_cpu is not None else None,
     )
 
 
@@ -98,12 +147,23 @@ def host_info_from_wire(message: host_pb2.HostInfo) -> HostInfo:
             accelerator=capability.accelerator,
             stream_version_min=capability.stream_version_min,
             stream_version_max=capability.stream_version_max,
+            cpu_features=tuple(capability.cpu_features),
+            cpu_vendor=capability.cpu_vendor,
+            evc_modes=tuple(capability.evc_modes),
         ),
         datastores=tuple(
-            HostDatastore(store.name, store.uuid, store.capacity_bytes, store.free_bytes, store.accessible)
+            HostDatastore(
+                store.name,
+                store.uuid,
+                store.capacity_bytes,
+                store.free_bytes,
+                store.accessible,
+                store.location,
+            )
             for store in message.datastores
         ),
         version=message.version,
+        port_groups=tuple(PortGroup(group.name, group.segment_id) for group in message.port_groups),
     )
 
 
@@ -125,6 +185,9 @@ def host_info_to_wire(info: HostInfo) -> host_pb2.HostInfo:
             accelerator=capability.accelerator,
             stream_version_min=capability.stream_version_min,
             stream_version_max=capability.stream_version_max,
+            cpu_features=capability.cpu_features,
+            cpu_vendor=capability.cpu_vendor,
+            evc_modes=capability.evc_modes,
         ),
         datastores=[
             host_pb2.Datastore(
@@ -133,10 +196,14 @@ def host_info_to_wire(info: HostInfo) -> host_pb2.HostInfo:
                 capacity_bytes=store.capacity_bytes,
                 free_bytes=store.free_bytes,
                 accessible=store.accessible,
+                location=store.location,
             )
             for store in info.datastores
         ],
         version=info.version,
+        port_groups=[
+            host_pb2.PortGroup(name=group.name, segment_id=group.segment_id) for group in info.port_groups
+        ],
     )
 
 

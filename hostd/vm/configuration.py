@@ -8,6 +8,7 @@ import re
 import uuid as uuid_module
 from collections.abc import Mapping
 
+from hostd.vm import devices
 from hostd.vm.config_file import VmxEntries
 from proto.vim.v1 import vm_config_pb2
 from runtime.faults import InvalidDatastorePath, InvalidVmConfig
@@ -56,6 +57,7 @@ def validate(config: vm_config_pb2.VmConfig) -> None:
     if config.change_version > _CHANGE_VERSION_MAX:
         raise InvalidVmConfig("The change version is out of range.", "change_version")
     _validate_boot(config.boot)
+    devices.validate(config)
 
 
 def validate_name(name: str) -> None:
@@ -97,6 +99,7 @@ def to_entries(config: vm_config_pb2.VmConfig) -> dict[str, str]:
         "vpx.boot.initrd": config.boot.initrd,
         "vpx.boot.commandLine": config.boot.kernel_command_line,
         "vpx.changeVersion": str(config.change_version),
+        **devices.to_entries(config),
     }
 
 
@@ -122,6 +125,7 @@ def from_entries(entries: VmxEntries) -> vm_config_pb2.VmConfig:
     )
     if boot != vm_config_pb2.Boot():  # no kernel is no Boot, as it was before it was written
         config.boot.CopyFrom(boot)
+    devices.add_from_entries(entries, config)
     validate(config)
     return config
 

@@ -42,6 +42,7 @@ class ClusterRow(Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(80), unique=True)
     datacenter: Mapped[str] = mapped_column(ForeignKey("datacenter.id"))
+    evc_mode: Mapped[str] = mapped_column(String(40), server_default="")
 
 
 class HostRow(Base):
@@ -59,12 +60,14 @@ class DatastoreRow(Base):
     name: Mapped[str] = mapped_column(String(300))
     uuid: Mapped[str] = mapped_column(String(64), unique=True)
     capacity_bytes: Mapped[int] = mapped_column(BigInteger)
+    tags: Mapped[str] = mapped_column(Text, server_default="[]")
 
 
 class NetworkRow(Base):
     __tablename__ = "network"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(80), unique=True)
+    segment_id: Mapped[int] = mapped_column(server_default="0")
 
 
 class VmRow(Base):
@@ -107,6 +110,38 @@ class MigrationRow(Base):
     destination: Mapped[str] = mapped_column(String(32))
     live: Mapped[bool]
     completing: Mapped[bool]
+
+
+class StoragePolicyRow(Base):
+    """`requirements` is JSON: everything but the name and the description."""
+
+    __tablename__ = "storage_policy"
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    description: Mapped[str] = mapped_column(Text)
+    requirements: Mapped[str] = mapped_column(Text)
+
+
+class VmPoliciesRow(Base):
+    """`disks` is JSON: policies by the disk's key."""
+
+    __tablename__ = "vm_policies"
+    vm: Mapped[str] = mapped_column(String(32), primary_key=True)
+    home: Mapped[str] = mapped_column(String(80))
+    disks: Mapped[str] = mapped_column(Text)
+
+
+class AffinityRuleRow(Base):
+    """`key` is "cluster/name"; `vms` and `hosts` are JSON lists of ids."""
+
+    __tablename__ = "affinity_rule"
+    key: Mapped[str] = mapped_column(String(120), primary_key=True)
+    cluster: Mapped[str] = mapped_column(String(32))
+    name: Mapped[str] = mapped_column(String(80))
+    kind: Mapped[int]
+    vms: Mapped[str] = mapped_column(Text)
+    hosts: Mapped[str] = mapped_column(Text)
+    mandatory: Mapped[bool]
+    enabled: Mapped[bool]
 
 
 class TaskRow(Base):

@@ -7,8 +7,9 @@ A record is never changed, only replaced, in a transaction of vpxd/inventory/sto
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import IntEnum
 
-from vpxd.inventory.values import HostInfo, PowerState, VmConfig
+from vpxd.inventory.values import DiskFormat, HostInfo, PowerState, VmConfig
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,12 @@ class Datacenter:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Hosts among which VMs move."""
+    """Hosts among which VMs move. `evc_mode` is a baseline's key; empty: EVC is disabled."""
 
     id: str
     name: str
     datacenter: str
+    evc_mode: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,16 @@ class Datastore:
     name: str
     uuid: str
     capacity_bytes: int
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Network:
-    """One of the cluster's networks."""
+    """A network that at least one added host offers as a port group; its name is its identity."""
 
     id: str
     name: str
+    segment_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,4 +119,66 @@ class MigrationEntry:
     completing: bool = False
 
 
-Record = Datacenter | Cluster | Host | Datastore | Network | Vm | Enrollment | JoinToken | MigrationEntry
+@dataclass(frozen=True)
+class StoragePolicy:
+    """What a datastore must be; all requirements must hold. The twin of proto.vpxd.v1.StoragePolicy."""
+
+    name: str
+    description: str = ""
+    required_tags: tuple[str, ...] = ()
+    forbidden_tags: tuple[str, ...] = ()
+    shared: bool = False
+    formats: tuple[DiskFormat, ...] = ()
+    min_free_percent: float = 0.0
+
+
+@dataclass(frozen=True)
+class VmPolicies:
+    """The storage policies of a VM's home and of its disks, by the disk's key; a disk that isn't named has none."""
+
+    vm: str
+    home: str = ""
+    disks: tuple[tuple[int, str], ...] = ()
+
+
+class RuleKind(IntEnum):
+    """Numbers of proto.vpxd.v1.RuleKind."""
+
+    VM_AFFINITY = 1
+    VM_ANTI_AFFINITY = 2
+    VM_HOST_AFFINITY = 3
+    VM_HOST_ANTI_AFFINITY = 4
+
+
+@dataclass(frozen=True)
+class AffinityRule:
+    """A rule of a cluster. `vms` and `hosts` are ids."""
+
+    cluster: str
+    name: str
+    kind: RuleKind
+    vms: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    mandatory: bool = False
+    enabled: bool = True
+
+    @property
+    def key(self) -> str:
+        """Unique among all rules."""
+        return f"{self.cluster}/{self.name}"
+
+
+Record = (
+    Datacenter
+    | Cluster
+    | Host
+    | Datastore
+    | Network
+    | Vm
+    | Enrollment
+    | JoinToken
+    | MigrationEntry
+    | StoragePolicy
+    | VmPolicies
+    | AffinityRule
+)

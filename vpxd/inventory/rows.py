@@ -1,12 +1,13 @@
 """Records to rows of the database and back, one pair of functions per kind."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from vpxd.inventory import model, records
-from vpxd.inventory.values import PowerState
+from vpxd.inventory.values import DiskFormat, PowerState
 from vpxd.wire import host_info_from_json, host_info_to_json, vm_config_from_json, vm_config_to_json
 
 R = TypeVar("R")
@@ -79,6 +80,62 @@ def _migration(row: model.MigrationRow) -> records.MigrationEntry:
     )
 
 
+def _policy_row(policy: records.StoragePolicy) -> model.StoragePolicyRow:
+    requirements = {
+        "required_tags": policy.required_tags,
+        "forbidden_tags": policy.forbidden_tags,
+        "shared": policy.shared,
+        "formats": policy.formats,
+        "min_free_percent": policy.min_free_percent,
+    }
+    return model.StoragePolicyRow(
+        name=policy.name, description=policy.description, requirements=json.dumps(requirements)
+    )
+
+
+def _policy(row: model.StoragePolicyRow) -> records.StoragePolicy:
+    requirements = json.loads(row.requirements)
+    return records.StoragePolicy(
+        name=row.name,
+        description=row.description,
+        required_tags=tuple(requirements["required_tags"]),
+        forbidden_tags=tuple(requirements["forbidden_tags"]),
+        shared=requirements["shared"],
+        formats=tuple(DiskFormat(number) for number in requirements["formats"]),
+        min_free_percent=requirements["min_free_percent"],
+    )
+
+
+def _rule_row(rule: records.AffinityRule) -> model.AffinityRuleRow:
+    return model.AffinityRuleRow(
+        key=rule.key,
+        cluster=rule.cluster,
+        name=rule.name,
+        kind=int(rule.kind),
+        vms=json.dumps(rule.vms),
+        hosts=json.dumps(rule.hosts),
+        mandatory=rule.mandatory,
+        enabled=rule.enabled,
+    )
+
+
+def _rule(row: model.AffinityRuleRow) -> records.AffinityRule:
+    return records.AffinityRule(
+        cluster=row.cluster,
+        name=row.name,
+        kind=records.RuleKind(row.kind),
+        vms=tuple(json.loads(row.vms)),
+        hosts=tuple(json.loads(row.hosts)),
+        mandatory=row.mandatory,
+        enabled=row.enabled,
+    )
+
+
+def _vm_policies(row: model.VmPoliciesRow) -> records.VmPolicies:
+    disks = json.loads(row.disks)
+    return records.VmPolicies(row.vm, row.home, tuple((int(key), disks[key]) for key in disks))
+
+
 TABLES: dict[type, Table[Any]] = {
     records.Datacenter: Table(
         model.DatacenterRow,
@@ -89,8 +146,10 @@ TABLES: dict[type, Table[Any]] = {
     records.Cluster: Table(
         model.ClusterRow,
         lambda record: record.id,
-        lambda record: model.ClusterRow(id=record.id, name=record.name, datacenter=record.datacenter),
-        lambda row: records.Cluster(row.id, row.name, row.datacenter),
+        lambda record: model.ClusterRow(
+            id=record.id, name=record.name, datacenter=record.datacenter, evc_mode=record.evc_mode
+        ),
+        lambda row: records.Cluster(row.id, row.name, row.datacenter, row.evc_mode),
     ),
     records.Host: Table(
         model.HostRow,
@@ -102,15 +161,21 @@ TABLES: dict[type, Table[Any]] = {
         model.DatastoreRow,
         lambda record: record.id,
         lambda record: model.DatastoreRow(
-            id=record.id, name=record.name, uuid=record.uuid, capacity_bytes=record.capacity_bytes
+            id=record.id,
+            name=record.name,
+            uuid=record.uuid,
+            capacity_bytes=record.capacity_bytes,
+            tags=json.dumps(record.tags),
         ),
-        lambda row: records.Datastore(row.id, row.name, row.uuid, row.capacity_bytes),
+        lambda row: records.Datastore(
+            row.id, row.name, row.uuid, row.capacity_bytes, tuple(json.loads(row.tags))
+        ),
     ),
     records.Network: Table(
         model.NetworkRow,
         lambda record: record.id,
-        lambda record: model.NetworkRow(id=record.id, name=record.name),
-        lambda row: records.Network(row.id, row.name),
+        lambda record: model.NetworkRow(id=record.id, name=record.name, segment_id=record.segment_id),
+        lambda row: records.Network(row.id, row.name, row.segment_id),
     ),
     records.Vm: Table(model.VmRow, lambda record: record.id, _vm_row, _vm),
     records.Enrollment: Table(
@@ -133,4 +198,14 @@ TABLES: dict[type, Table[Any]] = {
         lambda row: records.JoinToken(row.digest, row.host_name, aware_utc(row.expires_at), row.used),
     ),
     records.MigrationEntry: Table(model.MigrationRow, lambda record: record.task, _migration_row, _migration),
+    records.StoragePolicy: Table(model.StoragePolicyRow, lambda record: record.name, _policy_row, _policy),
+    records.VmPolicies: Table(
+        model.VmPoliciesRow,
+        lambda record: record.vm,
+        lambda record: model.VmPoliciesRow(
+            vm=record.vm, home=record.home, disks=json.dumps(dict(record.disks))
+        ),
+        _vm_policies,
+    ),
+    records.AffinityRule: Table(model.AffinityRuleRow, lambda record: record.key, _rule_row, _rule),
 }

@@ -17,6 +17,7 @@ from vpxd.inventory.database import Database, Write
 from vpxd.inventory.ids import Kind, id_of
 from vpxd.inventory.model import CounterRow
 from vpxd.inventory.records import (
+    AffinityRule,
     Cluster,
     Datacenter,
     Datastore,
@@ -26,7 +27,9 @@ from vpxd.inventory.records import (
     MigrationEntry,
     Network,
     Record,
+    StoragePolicy,
     Vm,
+    VmPolicies,
 )
 from vpxd.inventory.rows import TABLES
 
@@ -73,6 +76,19 @@ class Inventory:
     @property
     def migrations(self) -> Mapping[str, MigrationEntry]:
         return self._records[MigrationEntry]
+
+    @property
+    def storage_policies(self) -> Mapping[str, StoragePolicy]:
+        return self._records[StoragePolicy]
+
+    @property
+    def vm_policies(self) -> Mapping[str, VmPolicies]:
+        """By the VM's id."""
+        return self._records[VmPolicies]
+
+    @property
+    def affinity_rules(self) -> Mapping[str, AffinityRule]:
+        return self._records[AffinityRule]
 
     def has(self, record: Record) -> bool:
         """Whether a record with this one's key is there."""

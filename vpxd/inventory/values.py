@@ -4,7 +4,7 @@ The twins of proto/vim/v1/{vm_config,host}.proto; vpxd/wire.py converts. Sizes a
 """
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 
 class PowerState(StrEnum):
@@ -53,9 +53,49 @@ class Boot:
     kernel_command_line: str = ""
 
 
+class DiskFormat(IntEnum):
+    """Numbers of proto.vim.v1.DiskFormat; SAME_AS_SOURCE where a disk is moved."""
+
+    SAME_AS_SOURCE = 0
+    THIN = 1
+    THICK_LAZY_ZEROED = 2
+    THICK_EAGER_ZEROED = 3
+    QCOW2 = 4
+
+
+@dataclass(frozen=True)
+class VirtualDisk:
+    """One disk of a VM. `path` is the datastore path of its descriptor."""
+
+    key: int
+    path: str
+    capacity_bytes: int
+    format: DiskFormat = DiskFormat.THIN
+
+
+@dataclass(frozen=True)
+class NetworkAdapter:
+    """One NIC of a VM. `network` is the name of a port group."""
+
+    key: int
+    mac: str
+    network: str
+    connected: bool = True
+
+
+@dataclass(frozen=True)
+class GuestCpu:
+    """The CPU as a running guest sees it, fixed at power-on. `features` by QEMU's names."""
+
+    model: str = ""
+    features: tuple[str, ...] = ()
+    disabled_features: tuple[str, ...] = ()
+    baseline: str = ""
+
+
 @dataclass(frozen=True)
 class VmConfig:
-    """A VM's whole configuration."""
+    """A VM's whole configuration. `guest_cpu` is None while it is off."""
 
     uuid: str
     name: str
@@ -66,6 +106,10 @@ class VmConfig:
     boot: Boot = field(default_factory=Boot)
     annotation: str = ""
     change_version: int = 0
+    disks: tuple[VirtualDisk, ...] = ()
+    nics: tuple[NetworkAdapter, ...] = ()
+    evc_mode: str = ""
+    guest_cpu: GuestCpu | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +121,15 @@ class HostDatastore:
     capacity_bytes: int = 0
     free_bytes: int = 0
     accessible: bool = True
+    location: str = ""
+
+
+@dataclass(frozen=True)
+class PortGroup:
+    """A network as one host offers it; those with one segment id are one layer-2 network."""
+
+    name: str
+    segment_id: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +142,9 @@ class HostCapability:
     accelerator: str = ""
     stream_version_min: int = 0
     stream_version_max: int = 0
+    cpu_features: tuple[str, ...] = ()
+    cpu_vendor: str = ""
+    evc_modes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +161,11 @@ class HostInfo:
     capability: HostCapability = field(default_factory=HostCapability)
     datastores: tuple[HostDatastore, ...] = ()
     version: str = ""
+    port_groups: tuple[PortGroup, ...] = ()
+
+    def port_group(self, name: str) -> PortGroup | None:
+        """The port group of this name."""
+        return next((group for group in self.port_groups if group.name == name), None)
 
     def datastore_named(self, name: str) -> HostDatastore | None:
         """The datastore that this host calls `name`."""
