@@ -9,7 +9,8 @@
       logs/        vpxd.log, esx01-vpxa.log, esx01-hostd.log, ...
 
 Unix sockets have at most 107 characters, hence the short run folder. All of 127.0.0.0/8 is loopback, so each host
-has an address of its own on each network: block k has 127.0.(10k+1).N for management, 127.0.(10k+2).N for vMotion.
+has an address of its own on each network: block k has 127.0.(10k+1).N for management, 127.0.(10k+2).N for vMotion,
+127.0.(10k+3).N for the frames of VMs between the hosts.
 Block 0 is `make up`'s, 1 the demonstration's, and tests take others, so that clusters run beside each other.
 """
 
@@ -46,7 +47,11 @@ class Daemon:
 
 @dataclass(frozen=True)
 class ClusterLayout:
-    """A cluster's whole plan; equal plans make the same cluster."""
+    """A cluster's whole plan; equal plans make the same cluster.
+
+    `cpu_generations`: the EVC baselines of the older machines that the hosts pretend to be, in their order; an empty
+    one, or none: the host is what it is.
+    """
 
     directory: Path
     host_count: int = 3
@@ -55,6 +60,7 @@ class ClusterLayout:
     join_port: int = DEFAULT_PORTS[1]
     host_settings: tuple[tuple[str, str], ...] = ()
     vpxd_settings: tuple[tuple[str, str], ...] = ()
+    cpu_generations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """:raises ValueError: the numbers can't be."""
@@ -102,6 +108,10 @@ class ClusterLayout:
     def vmotion_address(self, number: int) -> str:
         """Of host `number`, from 1."""
         return f"127.0.{10 * self.block + 2}.{number}"
+
+    def switch_address(self, number: int) -> str:
+        """Of the virtual switch of host `number`, from 1."""
+        return f"127.0.{10 * self.block + 3}.{number}"
 
     def host_run_directory(self, name: str) -> Path:
         return self.run_directory / name
@@ -156,6 +166,9 @@ class ClusterLayout:
                 "HOST_MANAGEMENT_PORT": str(MANAGEMENT_PORT),
                 "HOST_VMOTION_ADDRESS": self.vmotion_address(number),
                 "HOST_DATASTORES": stores,
+                "HOST_VSWITCH_ADDRESS": self.switch_address(number),
+                "HOST_VSWITCH_PEERS": ",".join(map(self.switch_address, range(1, self.host_count + 1))),
+                "HOST_CPU_GENERATION": "".join(self.cpu_generations[number - 1 : number]),
                 **dict(self.host_settings),
             }
         )

@@ -39,6 +39,7 @@ _START_TIMEOUT_S = 60.0
 _JOIN_TIMEOUT_S = 60.0
 _STOP_GRACE_S = 10.0
 _IMAGES = ("vmlinuz", "initrd.img")
+_SWITCH = ["-m", "vswitch"]
 GUEST_IMAGES = PROJECT / "out" / "guest"
 
 
@@ -149,7 +150,14 @@ class LocalCluster:
     def vm_processes(self) -> list[ProcessId]:
         """The living processes of VMs: vmx and QEMU, of all hosts."""
         daemons = set(self._state.processes.values())
-        return [one for one in started_for(self.layout.run_directory) if one not in daemons]
+        others = [one for one in started_for(self.layout.run_directory) if one not in daemons]
+        return [one for one in others if command_of(one)[-2:] != _SWITCH]
+
+    def switch(self, host: str) -> ProcessId | None:
+        """The living virtual switch of a host."""
+        found = started_for(self.layout.host_run_directory(host))
+        found = [one for one in found if command_of(one)[-2:] == _SWITCH]
+        return found[0] if found else None
 
     def vmx_rss_mib(self) -> dict[str, float]:
         """Resident memory of each vmx: "vmx", "vmx 2", ..."""

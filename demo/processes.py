@@ -63,7 +63,7 @@ def started_for(path: Path) -> list[ProcessId]:
 def _is_for(folder: Path, needle: bytes) -> bool:
     """:raises OSError: the process is gone."""
     settings = (folder / "environ").read_bytes().split(b"\0")
-    own = (b"HOST_RUN_DIR=" + needle, b"VMX_RUN_DIR=" + needle)
+    own = tuple(name + needle for name in (b"HOST_RUN_DIR=", b"VMX_RUN_DIR=", b"VSWITCH_DIR="))
     if any(setting.startswith(own) for setting in settings):
         return True
     command = (folder / "cmdline").read_bytes().split(b"\0")

@@ -12,7 +12,7 @@ image=vpx:local
 root=$(cd "$(dirname "$0")/.." && pwd)
 state=$root/out/docker
 context=$root/out/docker-context
-packages="proto runtime vpxd vpxa hostd vmx"
+packages="proto runtime vpxd vpxa hostd vmx vswitch"
 
 fail() { echo "build: $*" >&2; exit 1; }
 

@@ -30,7 +30,15 @@ from images.packages import PackageCache, file_digest, find_dependency, read_mem
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "out" / "guest"
 
 _SOURCE_FOLDER = Path(__file__).resolve().parent
-_PROGRAM_SOURCES = ("init.c", "stamper.c")
+_PROGRAM_SOURCES = (
+    "cpu_exerciser.c",
+    "fsync_checker.c",
+    "init.c",
+    "network.c",
+    "ping.c",
+    "root_file_system.c",
+    "stamper.c",
+)
 _INPUTS = (*_PROGRAM_SOURCES, "guest.h", "build.py", "cpio.py", "kernel_modules.py", "packages.py")
 _COMPILER_OPTIONS = ("-static", "-O2", "-s", "-Wall", "-Wextra", "-pthread")
 _COMPILE_TIMEOUT_S = 120

@@ -1,6 +1,6 @@
 """Pure: no I/O, no clock, no logging.
 
-Writes a newc cpio archive, the form in which the kernel takes an initial root file system.
+Writes and reads a newc cpio archive, the form in which the kernel takes an initial root file system.
 
 It is written here, and not by the cpio tool, because an ordinary user may then put a device node into
 it, and because the same entries give the same bytes on every machine.
@@ -8,7 +8,9 @@ it, and because the same entries give the same bytes on every machine.
 Source: Linux Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
+import gzip
 import stat
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +21,8 @@ TRAILER = "TRAILER!!!"
 ALIGN_BYTES = 4
 # The kernel unpacks any length, but reads in pages; other tools expect whole 512-byte blocks.
 BLOCK_BYTES = 512
+_HEADER_BYTES = len(MAGIC) + 13 * 8
+_GZIP_MAGIC = b"\x1f\x8b"
 _FIELD_MAX = 0xFFFFFFFF
 
 
@@ -77,6 +81,37 @@ def write_archive(entries: Iterable[Entry]) -> bytes:
     _append(archive, Entry(TRAILER, 0), 0)
     _pad(archive, BLOCK_BYTES)
     return bytes(archive)
+
+
+def read_file(archive: bytes, path: str) -> bytes:
+    """The content of one file of an archive, which may be packed with gzip.
+
+    :raises CpioError: it is no such archive, or has no such file.
+    """
+    if archive[:2] == _GZIP_MAGIC:
+        try:
+            archive = gzip.decompress(archive)
+        except (OSError, EOFError, zlib.error) as error:
+            raise CpioError(path, "the archive can't be unpacked") from error
+    position = 0
+    while archive[position : position + len(MAGIC)] == MAGIC:
+        header = archive[position + len(MAGIC) : position + _HEADER_BYTES]
+        try:
+            size, name_bytes = (int(header[index * 8 : index * 8 + 8], 16) for index in (6, 11))
+        except ValueError as error:
+            raise CpioError(path, "the archive has a header that can't be read") from error
+        start = _aligned(position + _HEADER_BYTES + name_bytes)
+        name = archive[position + _HEADER_BYTES : position + _HEADER_BYTES + name_bytes - 1]
+        if name == path.encode():
+            return archive[start : start + size]
+        if name == TRAILER.encode():
+            break
+        position = _aligned(start + size)
+    raise CpioError(path, "not in the archive")
+
+
+def _aligned(position: int) -> int:
+    return position + -position % ALIGN_BYTES
 
 
 def _check(entry: Entry, folders: set[str], seen: set[str]) -> None:

@@ -8,7 +8,8 @@ ImageError
 ├── PackageError     a Debian package can't be found, fetched or read
 ├── CompileError     the C compiler refused the guest's program
 ├── ModuleError      a kernel module is not in the kernel package, or is none
-└── CpioError        an entry that the archive's format can't hold
+├── CpioError        an entry that the archive's format can't hold, or an archive that is none
+└── DiskBuildError   a tool that writes a part of the root disk failed
 """
 
 
@@ -73,3 +74,16 @@ class CpioError(ImageError):
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"cpio entry {path!r}: {reason}")
         self.path = path
+
+
+class DiskBuildError(ImageError):
+    """A tool could not write its part of the disk.
+
+    :ivar tool: which one
+    :ivar reason: what it said
+    """
+
+    def __init__(self, tool: str, reason: str) -> None:
+        super().__init__(f"{tool} failed: {reason}")
+        self.tool = tool
+        self.reason = reason

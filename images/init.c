@@ -1,13 +1,17 @@
 /*
  * /init of the guest: process 1. It does in one small program what a chain of scripts would do more slowly:
  *
- *      mount /proc /sys /dev -> load the modules that the found devices need -> fork the stamper
- *      -> wait until it runs -> "GUEST READY" on the console -> keep a shell there, reap children,
+ *      mount /proc /sys /dev -> load the modules that the found devices need -> [vpx.root: go on as the init of the disk]
+ *      -> network -> fork the stamper and, where it has a device, the fsync checker
+ *      -> wait until the stamper runs -> "GUEST READY" on the console -> keep a shell there, reap children,
  *         power off or reboot when asked (power button, or the busybox commands by signal)
+ *
+ * Called as fsync-checker it is that program: `fsync-checker DEVICE` checks once what is on a device.
  */
 #define _GNU_SOURCE /* pipe2 */
 #include "guest.h"
 
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -136,21 +140,61 @@ static bool parse_number(const char *text, uint64_t least, uint64_t *number)
     return true;
 }
 
+static bool take_text(char *text, const char *value)
+{
+    size_t length = strlen(value);
+    if (length >= DEVICE_CHARS)
+        return false;
+    memcpy(text, value, length + 1);
+    return true;
+}
+
+static bool take_rate(uint64_t *rate, uint64_t most, const char *value)
+{
+    if (strcmp(value, "max") == 0) {
+        *rate = RATE_UNLIMITED;
+        return true;
+    }
+    return parse_number(value, 0, rate) && *rate <= most;
+}
+
+static bool take_fsync_option(struct fsync_options *options, const char *name, const char *value)
+{
+    if (strcmp(name, "device") == 0)
+        return take_text(options->device, value);
+    if (strcmp(name, "rate") == 0)
+        return take_rate(&options->rate, 100000, value);
+    if (strcmp(name, "check_mib_s") == 0)
+        return parse_number(value, 0, &options->check_mib_s) && options->check_mib_s <= 65536;
+    if (strcmp(name, "mode") == 0) {
+        options->dsync = strcmp(value, "dsync") == 0;
+        return options->dsync || strcmp(value, "fdatasync") == 0;
+    }
+    return false;
+}
+
 static bool take_option(struct guest_options *options, const char *name, const char *value)
 {
+    if (strcmp(name, "vpx.root") == 0)
+        return take_text(options->root, value);
+    if (strcmp(name, "cpu.exercise") == 0)
+        return parse_cpu_features(value, &options->cpu_features);
+    if (strcmp(name, "vpx.ip") == 0)
+        return parse_address(value, &options->address);
+    if (strcmp(name, "vpx.ping") == 0)
+        return inet_pton(AF_INET, value, &options->ping_target) == 1;
+    if (strcmp(name, "vpx.ping_ms") == 0)
+        return parse_number(value, 1, &options->ping_ms) && options->ping_ms <= 60000;
+    if (strncmp(name, "fsync.", 6) == 0)
+        return take_fsync_option(&options->fsync, name + 6, value);
     if (strcmp(name, "stamper.mib") == 0)
         return parse_number(value, 1, &options->stamper_mib);
     if (strcmp(name, "stamper.sweep_mib_s") == 0)
         return parse_number(value, 0, &options->sweep_mib_s) && options->sweep_mib_s <= 65536;
     if (strcmp(name, "heartbeat_ms") == 0)
         return parse_number(value, 1, &options->heartbeat_ms);
-    if (strcmp(name, "stamper.rate_mib_s") == 0) {
-        if (strcmp(value, "max") == 0) {
-            options->rate_mib_s = RATE_UNLIMITED;
-            return true;
-        }
-        return parse_number(value, 0, &options->rate_mib_s) && options->rate_mib_s <= 65536;
-    }
+    if (strcmp(name, "stamper.rate_mib_s") == 0)
+        return take_rate(&options->rate_mib_s, 65536, value);
     if (strcmp(name, "stamper.order") == 0) {
         options->order = strcmp(value, "random") == 0 ? ORDER_RANDOM : ORDER_SEQUENTIAL;
         return options->order == ORDER_RANDOM || strcmp(value, "seq") == 0;
@@ -194,6 +238,29 @@ static pid_t start_stamper(const struct guest_options *options, int *ready_fd)
     return pid;
 }
 
+static void start_fsync_checker(const struct fsync_options *options)
+{
+    if (options->device[0] == '\0' || fork() != 0)
+        return;
+    int console = open("/dev/console", O_WRONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    _exit(fsync_checker_main(options, console, open_heartbeat_port()));
+}
+
+static void start_pinger(const struct guest_options *options)
+{
+    if (options->ping_target.s_addr == 0 || fork() != 0)
+        return;
+    int console = open("/dev/console", O_WRONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    _exit(ping_main(options->ping_target, options->ping_ms, console, open_heartbeat_port()));
+}
+
+static void start_cpu_exerciser(unsigned features)
+{
+    if (features == 0 || fork() != 0)
+        return;
+    _exit(cpu_exerciser_main(features, open_heartbeat_port()));
+}
+
 static pid_t start_shell(void)
 {
     pid_t pid = fork();
@@ -222,7 +289,7 @@ static pid_t start_shell(void)
 
 static _Noreturn void leave(int command)
 {
-    sync();
+    settle_root();
     reboot(command);
     for (;;)
         pause();
@@ -272,25 +339,60 @@ static void serve(int signals, pid_t stamper, pid_t shell)
     }
 }
 
-int main(void)
+/* `fsync-checker DEVICE`, from the guest's shell. */
+static int check_device(int count, char **words)
 {
-    struct guest_options options = {
-        .stamper_mib = 64, .rate_mib_s = 20, .sweep_mib_s = 4, .heartbeat_ms = 10, .order = ORDER_SEQUENTIAL};
+    struct fsync_options options = {.once = true};
+    if (count != 2 || !take_text(options.device, words[1])) {
+        write_line(STDERR_FILENO, "usage: fsync-checker DEVICE\n");
+        return 2;
+    }
+    return fsync_checker_main(&options, STDOUT_FILENO, -1);
+}
+
+/* Mounts and loads what the first init needs. The second one, on the disk, finds all of it done. */
+static void set_up(void)
+{
     mount_or_say("devtmpfs", "/dev");
     open_console();
     mount_or_say("proc", "/proc");
     mount_or_say("sysfs", "/sys");
-    setenv("PATH", "/bin:/sbin", 1);
     reboot(RB_DISABLE_CAD);
+    load_modules();
+}
+
+int main(int count, char **words)
+{
+    struct guest_options options = {
+        .stamper_mib = 64, .rate_mib_s = 20, .sweep_mib_s = 4, .heartbeat_ms = 10, .order = ORDER_SEQUENTIAL,
+        .fsync = {.rate = 50, .check_mib_s = 4}, .ping_ms = 10};
+    if (count > 0 && strstr(words[0], "fsync-checker") != NULL)
+        return check_device(count, words);
+    bool root_mounted = count > 1 && strcmp(words[1], ROOT_MOUNTED) == 0;
+    if (!root_mounted)
+        set_up();
+    setenv("PATH", "/bin:/sbin", 1);
+    bool good = read_options(&options);
+    if (good && root_mounted)
+        count_boot(options.root, STDOUT_FILENO);
+    else if (good && options.root[0] != '\0') {
+        switch_root(options.root, STDOUT_FILENO);
+        good = false; /* without its root it does none of its work, and keeps a shell for whoever looks into it */
+    }
     sigset_t handled;
     sigfillset(&handled);
     sigprocmask(SIG_BLOCK, &handled, NULL);
     int signals = signalfd(-1, &handled, SFD_CLOEXEC);
-    load_modules();
     pid_t stamper = -1;
     char ready = 0;
     int ready_fd = -1;
-    if (read_options(&options) && (stamper = start_stamper(&options, &ready_fd)) > 0) {
+    if (good) {
+        start_network(&options.address, STDOUT_FILENO);
+        start_fsync_checker(&options.fsync);
+        start_pinger(&options);
+        start_cpu_exerciser(options.cpu_features);
+    }
+    if (good && (stamper = start_stamper(&options, &ready_fd)) > 0) {
         if (read(ready_fd, &ready, 1) == 1)
             write_line(STDOUT_FILENO, "GUEST READY\nPress Enter for a shell.\n");
         close(ready_fd);

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what the product needs from the system's packages, where it is missing: QEMU, a C compiler for the guest's
-# stamper, Python's venv. Does nothing, and needs no rights, where all of it is there. Debian and Ubuntu.
+# program, the tools that write the guest's root disk, Python's venv. Does nothing, and needs no rights, where all of it is there. Debian and Ubuntu.
 set -euo pipefail
 
 missing=()
@@ -11,6 +11,12 @@ need qemu-system-x86_64 qemu-system-x86
 need gcc gcc
 need /usr/include/stdio.h libc6-dev
 need dpkg-deb dpkg
+need qemu-img qemu-utils
+need syslinux syslinux
+need /usr/lib/syslinux/mbr/mbr.bin syslinux-common
+need mcopy mtools
+need /usr/sbin/mkfs.fat dosfstools
+need /usr/sbin/mke2fs e2fsprogs
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 if [[ ${1:-} == compose ]]; then
     need dockerd docker.io

@@ -11,16 +11,29 @@ from proto.vim.v1 import host_pb2, vm_config_pb2
 from proto.vmotion.v1 import spec_pb2, status_pb2
 from proto.vmx.v1 import service_pb2
 from runtime.faults import InvalidArgument, InvalidVmConfig, VMotionProtocolIncompatible
+from vmx.disk.contract import DiskFormat
 from vmx.files import VmFiles
 from vmx.guest.command_line import Accelerator, GuestSpec
+from vmx.guest.cpu_model import FixedCpu
+from vmx.guest.disk_devices import DiskDevice
 from vmx.guest.errors import GuestSpecError
+from vmx.guest.nic_devices import NicDevice
 from vmx.guest.pages import PAGE_BYTES
+from vmx.migration.destination import DestinationDisk
+from vmx.migration.disk_copy import SourceDisk
 from vmx.migration.order import Endpoint, MigrationOrder, Options, Ticket, Verification
 from vmx.migration.phases import PublishedPhase
 from vmx.migration.progress import Progress
 from vmx.precopy.policy import DEFAULT_MAX_ITERATIONS, DEFAULT_SWITCHOVER_GOAL_MS, Limits
 from vmx.stream import OLDEST_STREAM_VERSION, STREAM_VERSION
-from vmx.stream.spec import KEY_BYTES, MAX_PAGE_CHANNELS, MAX_TOKEN_BYTES, MIN_TOKEN_BYTES, StreamTimeouts
+from vmx.stream.spec import (
+    KEY_BYTES,
+    MAX_PAGE_CHANNELS,
+    MAX_TOKEN_BYTES,
+    MIN_TOKEN_BYTES,
+    DiskExtent,
+    StreamTimeouts,
+)
 from vmx.trace.contract import TracerKind
 from vmx.vm_state import ExecutionState
 
@@ -48,6 +61,14 @@ _EXECUTION_STATE = {
     ExecutionState.FAILED: host_pb2.EXECUTION_STATE_FAILED,
 }
 _PHASE = {phase: status_pb2.MigrationPhase.Value(f"MIGRATION_PHASE_{phase.name}") for phase in PublishedPhase}
+
+
+_DISK_FORMAT = {
+    vm_config_pb2.DISK_FORMAT_THIN: DiskFormat.THIN,
+    vm_config_pb2.DISK_FORMAT_THICK_LAZY_ZEROED: DiskFormat.THICK_LAZY_ZEROED,
+    vm_config_pb2.DISK_FORMAT_THICK_EAGER_ZEROED: DiskFormat.THICK_EAGER_ZEROED,
+    vm_config_pb2.DISK_FORMAT_QCOW2: DiskFormat.QCOW2,
+}
 
 
 def guest_spec(
@@ -78,9 +99,42 @@ def guest_spec(
             initrd_path=Path(place.initrd_path) if place.initrd_path else None,
             kernel_command_line=config.boot.kernel_command_line,
             incoming=incoming,
+            disks=_disks(config, place),
+            nics=_nics(config, place),
+            cpu=_fixed_cpu(config.guest_cpu) if config.guest_cpu.model else None,
         )
     except GuestSpecError as error:
         raise InvalidVmConfig(str(error), property=error.field) from error
+
+
+def _fixed_cpu(cpu: vm_config_pb2.GuestCpu) -> FixedCpu:
+    return FixedCpu(cpu.model, tuple(cpu.features), tuple(cpu.disabled_features))
+
+
+def _disks(config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace) -> tuple[DiskDevice, ...]:
+    places = {one.key: one for one in place.disks}
+    disks = []
+    for disk in config.disks:
+        where = places.get(disk.key)
+        if where is None:
+            raise InvalidVmConfig("A disk has no place on this host.", property=f"disks[{disk.key}]")
+        if where.format not in _DISK_FORMAT:
+            raise InvalidVmConfig("A disk's format isn't known.", property=f"disks[{disk.key}]")
+        disks.append(DiskDevice(disk.key, Path(where.extent_path), _DISK_FORMAT[where.format]))
+    return tuple(disks)
+
+
+def _nics(config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace) -> tuple[NicDevice, ...]:
+    places = {one.key: one for one in place.nics}
+    nics = []
+    for nic in config.nics:
+        where = places.get(nic.key, service_pb2.NicPlace())
+        if nic.connected != bool(where.port_path) or bool(where.port_path) != bool(where.switch_path):
+            message = f"The place doesn't say where the NIC {nic.key} goes."
+            raise InvalidArgument(message, argument="place.nics")
+        port = Path(where.port_path) if where.port_path else None
+        nics.append(NicDevice(nic.key, nic.mac, port, Path(where.switch_path) if port else None))
+    return tuple(nics)
 
 
 def vm_files(config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace) -> VmFiles:
@@ -104,12 +158,11 @@ def migration_order(spec: spec_pb2.MigrationSpec) -> MigrationOrder:
     """
     if not 0 < spec.migration_id < 2**63:
         raise InvalidArgument("The migration's id isn't a positive 63-bit number.", argument="migration_id")
-    if len(spec.key) != KEY_BYTES:
+    within_one_host = spec.source.host_uuid == spec.destination.host_uuid
+    if len(spec.key) != (0 if within_one_host else KEY_BYTES):  # within a host nothing is sent
         raise InvalidArgument(f"The one-time key hasn't {KEY_BYTES} bytes.", argument="key")
     source, destination = _endpoint(spec.source, "source"), _endpoint(spec.destination, "destination")
-    if source.host_uuid == destination.host_uuid:
-        raise InvalidArgument("The destination is the source.", argument="destination.host_uuid")
-    if source.vmotion_address == destination.vmotion_address:
+    if not within_one_host and source.vmotion_address == destination.vmotion_address:
         message = "Both hosts have the same vMotion address."
         raise InvalidArgument(message, argument="destination.vmotion_address")
     if not spec.vm.uuid:
@@ -121,11 +174,80 @@ def migration_order(spec: spec_pb2.MigrationSpec) -> MigrationOrder:
         task_id=spec.task_id,
         vm_uuid=spec.vm.uuid,
         vm_name=spec.vm.name,
-        ram_bytes=spec.vm.ram_bytes,
+        ram_bytes=0 if spec.powered_off else spec.vm.ram_bytes,
         source=source,
         destination=destination,
         key=spec.key,
         options=_options(spec.options),
+        moves_home=spec.destination_home not in ("", spec.vm_home),
+        disks=_moved_disks(spec),
+        powered_off=spec.powered_off,
+    )
+
+
+def require_two_hosts(order: MigrationOrder) -> None:
+    """:raises InvalidArgument: source and destination are one host."""
+    if order.source.host_uuid == order.destination.host_uuid:
+        raise InvalidArgument("The destination is the source.", argument="destination.host_uuid")
+
+
+def require_one_host(order: MigrationOrder) -> None:
+    """:raises InvalidArgument: source and destination aren't one host, or nothing moves."""
+    if order.source.host_uuid != order.destination.host_uuid:
+        raise InvalidArgument("The destination isn't the source.", argument="destination.host_uuid")
+    if not order.disks and not order.moves_home:
+        raise InvalidArgument("Neither the home nor a disk moves.", argument="moved_disks")
+
+
+def destination_config(spec: spec_pb2.MigrationSpec) -> vm_config_pb2.VmConfig:
+    """The configuration that the VM has afterwards."""
+    return spec.destination_vm if spec.HasField("destination_vm") else spec.vm
+
+
+def _moved_disks(spec: spec_pb2.MigrationSpec) -> tuple[DiskExtent, ...]:
+    here = {disk.key: disk for disk in spec.vm.disks}
+    there = {disk.key: disk for disk in destination_config(spec).disks}
+    moved = sorted(spec.moved_disks)
+    if len(set(moved)) != len(moved):
+        raise InvalidArgument("A disk moves twice.", argument="moved_disks")
+    for key in moved:
+        if key not in here or key not in there:
+            raise InvalidArgument(f"The VM has no disk {key}.", argument="moved_disks")
+        if here[key].capacity_bytes != there[key].capacity_bytes:
+            raise InvalidArgument(f"The disk {key} changes its capacity.", argument="destination_vm.disks")
+    return tuple(DiskExtent(key, here[key].capacity_bytes) for key in moved)
+
+
+def disk_places(place: service_pb2.VmPlace) -> tuple[SourceDisk, ...]:
+    """Where the VM's disks are.
+
+    :raises InvalidArgument: a path isn't absolute, or a format isn't known.
+    """
+    disks = []
+    for disk in place.disks:
+        path = Path(disk.extent_path)
+        if not path.is_absolute() or not disk.extent_path.isprintable():
+            raise InvalidArgument("A disk's extent isn't an absolute path.", argument="place.disks")
+        if disk.format not in _DISK_FORMAT:
+            raise InvalidArgument("A disk's format isn't known.", argument="place.disks")
+        disks.append(SourceDisk(disk.key, path, _DISK_FORMAT[disk.format], disk.capacity_bytes))
+    return tuple(disks)
+
+
+def empty_disks(place: service_pb2.VmPlace, order: MigrationOrder) -> tuple[DestinationDisk, ...]:
+    """The disks that move here, as hostd has made them.
+
+    :raises InvalidArgument: as `disk_places`; one is missing, or isn't as large as the order says.
+    """
+    there = {disk.key: disk for disk in disk_places(place)}
+    for wanted in order.disks:
+        found = there.get(wanted.key)
+        if found is None or found.capacity_bytes != wanted.capacity_bytes:
+            message = f"There is no empty disk {wanted.key} of {wanted.capacity_bytes} bytes."
+            raise InvalidArgument(message, argument="place.disks")
+    return tuple(
+        DestinationDisk(key, there[key].extent_path, there[key].layout)
+        for key in (wanted.key for wanted in order.disks)
     )
 
 
@@ -265,5 +387,19 @@ def migration_status(progress: Progress) -> status_pb2.MigrationStatus:
         phases=[
             status_pb2.PhaseTime(phase=_PHASE[one.phase], duration_ms=one.duration_ms)
             for one in progress.phases
+        ],
+        disks=[
+            status_pb2.DiskProgress(
+                key=one.key,
+                capacity_bytes=one.capacity_bytes,
+                data_bytes=one.data_bytes,
+                copied_bytes=one.copied_bytes,
+                zero_bytes=one.zero_bytes,
+                wire_bytes=one.wire_bytes,
+                mirrored_bytes=one.mirrored_bytes,
+                duration_ms=one.duration_ms,
+                switched=one.switched,
+            )
+            for one in progress.disks
         ],
     )

@@ -14,6 +14,7 @@ from runtime.ondisk.durable import write_durably
 from runtime.rpc.server import unix_server
 from vmx.config import Config
 from vmx.guest.cpu_time import start_time_of
+from vmx.offline_vm import OfflineVm
 from vmx.service import VmxService
 from vmx.virtual_machine import VirtualMachine
 
@@ -26,9 +27,10 @@ _log = structlog.get_logger(__name__)
 async def serve(config: Config, stop: asyncio.Event) -> None:
     """Serve until the VM has ended or `stop` is set."""
     vm = VirtualMachine(config)
+    offline = OfflineVm(config, vm.end_without_guest)
     origin = f"vmx@{config.host_name}"
     server = unix_server(config.run_dir / "vmx.sock", origin)
-    service_pb2_grpc.add_VmxServicer_to_server(VmxService(vm, config.vm_uuid, origin), server.grpc)
+    service_pb2_grpc.add_VmxServicer_to_server(VmxService(vm, offline, config.vm_uuid, origin), server.grpc)
     pid = os.getpid()
     write_durably(config.run_dir / "vmx.pid", f"{pid} {start_time_of(pid)}\n".encode())
     await server.start()
@@ -38,5 +40,6 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     for task in waiting:
         task.cancel()
     await vm.let_go()
+    await offline.let_go()
     await server.stop(_STOP_GRACE_S)
     _log.info("vmx_ended", guest_ended=vm.ended.is_set())

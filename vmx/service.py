@@ -13,6 +13,7 @@ from vmx import messages
 from vmx.guest.cpu_time import cpu_seconds_of
 from vmx.guest.memory import GuestMemoryError
 from vmx.guest.pages import PAGE_BYTES, page_total
+from vmx.offline_vm import OfflineVm
 from vmx.stream import OLDEST_STREAM_VERSION, STREAM_VERSION
 from vmx.threads import in_thread
 from vmx.virtual_machine import VirtualMachine
@@ -22,10 +23,11 @@ _STATUS_EVERY_S = 0.1
 
 
 class VmxService(service_pb2_grpc.VmxServicer):
-    """Adapter between gRPC and one VirtualMachine."""
+    """Adapter between gRPC and one VirtualMachine, or an OfflineVm where only files move."""
 
-    def __init__(self, vm: VirtualMachine, vm_uuid: str, origin: str) -> None:
+    def __init__(self, vm: VirtualMachine, offline: OfflineVm, vm_uuid: str, origin: str) -> None:
         self._vm = vm
+        self._offline = offline
         self._vm_uuid = vm_uuid
         self._origin = origin
 
@@ -62,8 +64,13 @@ class VmxService(service_pb2_grpc.VmxServicer):
         self, request: service_pb2.PrepareDestinationRequest, context: Context
     ) -> operations_pb2.PrepareDestinationResponse:
         order = messages.migration_order(request.spec)
+        messages.require_two_hosts(order)
+        config = messages.destination_config(request.spec)
         structlog.contextvars.bind_contextvars(migration_id=f"{order.migration_id} D:")
-        ticket = await self._vm.prepare_destination(order, request.spec.vm, request.place)
+        if order.powered_off:
+            ticket = await self._offline.prepare_destination(order, config, request.place)
+        else:
+            ticket = await self._vm.prepare_destination(order, config, request.place)
         message = messages.ticket_message(ticket, OLDEST_STREAM_VERSION, STREAM_VERSION)
         return operations_pb2.PrepareDestinationResponse(ticket=message)
 
@@ -71,14 +78,41 @@ class VmxService(service_pb2_grpc.VmxServicer):
         self, request: service_pb2.StartSourceRequest, context: Context
     ) -> operations_pb2.EmptyResponse:
         order = messages.migration_order(request.spec)
+        messages.require_two_hosts(order)
+        ticket = messages.ticket_of(request.ticket, order)
         structlog.contextvars.bind_contextvars(migration_id=f"{order.migration_id} S:")
-        await self._vm.start_source(order, messages.ticket_of(request.ticket, order))
+        if order.powered_off:
+            await self._offline.start_source(order, ticket, request.spec.vm, request.place)
+        else:
+            await self._vm.start_source(order, ticket)
+        return operations_pb2.EmptyResponse()
+
+    async def StartRelocation(
+        self, request: service_pb2.StartRelocationRequest, context: Context
+    ) -> operations_pb2.EmptyResponse:
+        order = messages.migration_order(request.spec)
+        messages.require_one_host(order)
+        structlog.contextvars.bind_contextvars(migration_id=f"{order.migration_id} R:")
+        if order.powered_off:
+            await self._offline.start_relocation(order, request.spec.vm, request.source, request.destination)
+        else:
+            await self._vm.start_relocation(order, request.destination)
+        return operations_pb2.EmptyResponse()
+
+    async def CommitRelocation(
+        self, request: operations_pb2.MigrationRequest, context: Context
+    ) -> operations_pb2.EmptyResponse:
+        if self._is_offline(request.migration_id):
+            await self._offline.commit_relocation()
+        else:
+            await self._vm.commit_relocation(request.migration_id)
         return operations_pb2.EmptyResponse()
 
     async def WatchMigration(
         self, request: operations_pb2.MigrationRequest, context: Context
     ) -> AsyncIterator[operations_pb2.WatchMigrationResponse]:
-        session = self._vm.session(request.migration_id)
+        offline = self._offline.session if self._is_offline(request.migration_id) else None
+        session = offline or self._vm.session(request.migration_id)
         async for progress in session.board.watched.watch(_STATUS_EVERY_S):
             response = operations_pb2.WatchMigrationResponse(status=messages.migration_status(progress))
             if progress.fault is not None:
@@ -88,14 +122,24 @@ class VmxService(service_pb2_grpc.VmxServicer):
     async def CancelMigration(
         self, request: operations_pb2.MigrationRequest, context: Context
     ) -> operations_pb2.EmptyResponse:
-        await self._vm.cancel_migration(request.migration_id)
+        if self._is_offline(request.migration_id):
+            await self._offline.cancel()
+        else:
+            await self._vm.cancel_migration(request.migration_id)
         return operations_pb2.EmptyResponse()
 
     async def CompleteMigration(
         self, request: operations_pb2.MigrationRequest, context: Context
     ) -> operations_pb2.EmptyResponse:
-        await self._vm.complete_migration(request.migration_id)
+        if self._is_offline(request.migration_id):
+            self._offline.complete()
+        else:
+            await self._vm.complete_migration(request.migration_id)
         return operations_pb2.EmptyResponse()
+
+    def _is_offline(self, migration_id: int) -> bool:
+        session = self._offline.session
+        return session is not None and session.order.migration_id == migration_id
 
     async def _state(self) -> service_pb2.GetStateResponse:
         vm, snapshot = self._vm, self._vm.watched.value

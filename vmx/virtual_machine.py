@@ -6,7 +6,6 @@ do for it.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
@@ -30,22 +29,22 @@ from runtime.faults import (
     VimFault,
 )
 from runtime.ondisk import owner_record
-from runtime.ondisk.owner_record import OwnerRecord
-from runtime.ondisk.run_lock import RunLock
 from vmx.checkpoint.errors import CheckpointError
 from vmx.config import Config
+from vmx.cpu_check import require_cpu
 from vmx.faults import guest_died, start_fault
-from vmx.files import VmFiles
 from vmx.guest import errors as guest_errors
-from vmx.guest.memory import GuestMemory, GuestMemoryError
-from vmx.guest.process import GuestProcess, Launch
+from vmx.guest.memory import GuestMemoryError
+from vmx.guest.process import GuestProcess
 from vmx.guest.run_control import RunControl
-from vmx.messages import guest_spec, vm_files
+from vmx.messages import empty_disks
 from vmx.migration.destination import DestinationGuest, DestinationMigration
 from vmx.migration.order import MigrationOrder, Ticket
 from vmx.migration.phases import PublishedPhase
+from vmx.migration.relocation import Relocation
 from vmx.migration.source import SourceGuest, SourceMigration
-from vmx.threads import in_thread, to_the_end
+from vmx.running_guest import GuestMove, RunningGuest, spawn
+from vmx.threads import to_the_end
 from vmx.vm_state import MOVES, ExecutionState
 from vmx.watched import Watched
 
@@ -54,6 +53,7 @@ _LAST_STEPS_S = 10.0
 _START_ERRORS = (VimFault, guest_errors.GuestError, GuestMemoryError, CheckpointError)
 
 T = TypeVar("T")
+AnySession = SourceMigration | DestinationMigration | Relocation
 
 _log = structlog.get_logger(__name__)
 
@@ -67,17 +67,6 @@ class Snapshot:
     migration_id: int = 0
 
 
-@dataclass
-class _Guest:
-    """All that exists of a guest while its process does."""
-
-    process: GuestProcess
-    files: VmFiles
-    record: OwnerRecord
-    run_lock: RunLock
-    started_at: float
-
-
 class VirtualMachine:
     """The VM of this process. Used once: after its guest has ended the process ends too."""
 
@@ -85,8 +74,8 @@ class VirtualMachine:
         self.ended = asyncio.Event()
         self.watched = Watched(Snapshot())
         self._config = config
-        self._guest: _Guest | None = None
-        self._session: SourceMigration | DestinationMigration | None = None
+        self._guest: RunningGuest | None = None
+        self._session: AnySession | None = None
         # At most one each: what brings the guest up, its migration, what becomes of a hand-over in doubt.
         self._starting: asyncio.Task[object] | None = None
         self._running: asyncio.Task[None] | None = None
@@ -110,7 +99,7 @@ class VirtualMachine:
         running = self._guest is not None and self.state is not ExecutionState.IMMIGRATING
         return time.monotonic() - self._guest.started_at if running and self._guest is not None else 0.0
 
-    def session(self, migration_id: int) -> SourceMigration | DestinationMigration:
+    def session(self, migration_id: int) -> AnySession:
         """The migration of this process under this id, over or not.
 
         :raises ManagedObjectNotFound: there is none.
@@ -138,7 +127,10 @@ class VirtualMachine:
 
     async def _boot(self, config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace) -> None:
         guest = await self._spawn(config, place, incoming=False)
-        await RunControl(guest.process.qmp).cont()
+        control, nics = RunControl(guest.process.qmp), guest.process.spec.nics
+        await control.unplug(nics)
+        await control.cont()
+        await control.announce(nics)
 
     async def power_off(self) -> None:
         """End the guest at once, one that is just being started too; the process ends afterwards. Idempotent.
@@ -199,6 +191,7 @@ class VirtualMachine:
             self._config.run_dir,
             self._end_guest,
             self._de_mask,
+            empty_disks(place, order),
         )
         session = DestinationMigration(order, lent)
         return session, await session.prepare()
@@ -219,6 +212,7 @@ class VirtualMachine:
             raise InvalidArgument("The specification is for another VM.", argument="vm")
         if order.source.host_uuid != self._config.host_uuid:
             raise InvalidArgument("The specification's source is another host.", argument="source")
+        disks = guest.moved_disks(order)
         self._move(ExecutionState.EMIGRATING, order.migration_id)
         try:
             guest.record = await asyncio.to_thread(owner_record.read, guest.files.owner_record)
@@ -230,10 +224,52 @@ class VirtualMachine:
                 self._move(ExecutionState.RUNNING)
             raise
         self._require(ExecutionState.EMIGRATING)  # it may have ended meanwhile
-        lent = SourceGuest(guest.process, guest.files, guest.record, guest.run_lock, self._config.run_dir)
+        lent = SourceGuest(
+            guest.process, guest.files, guest.record, guest.run_lock, self._config.run_dir, disks
+        )
         session = SourceMigration(order, ticket, lent)
         self._session = session
         self._running = asyncio.create_task(self._emigrate(session), name="emigrate")
+
+    async def start_relocation(self, order: MigrationOrder, place: service_pb2.VmPlace) -> None:
+        """Begin to move the guest's files to `place` on this host; the guest runs on. Returns at once.
+
+        :raises InvalidState: the guest doesn't run. :raises TaskInProgress: it is migrating already.
+        :raises InvalidArgument: the order is for another VM, host or disks. :raises NotOwner: of the new home.
+        :raises FileLocked: the new home's run lock is held.
+        """
+        self._refuse_while_migrating("relocate")
+        self._require(ExecutionState.RUNNING)
+        guest = self._guest
+        assert guest is not None, "there is one while it runs"
+        if order.vm_uuid != self._config.vm_uuid or order.source.host_uuid != self._config.host_uuid:
+            raise InvalidArgument("The specification is for another VM or host.", argument="vm")
+        move = GuestMove(order, guest, place, self._config.run_dir)
+        self._session = session = Relocation(order, move.relocated_vm())
+        self.watched.set(replace(self.watched.value, migration_id=order.migration_id))
+        self._running = asyncio.create_task(self._relocate(session, move), name="relocate")
+
+    async def commit_relocation(self, migration_id: int) -> None:
+        """hostd has written down that the new files count; returns when the guest stands on them.
+
+        :raises ManagedObjectNotFound: :raises MigrationNotReady: the copies aren't made.
+        :raises VimFault: it failed; the progress tells which disks were switched.
+        """
+        session = self.session(migration_id)
+        if not isinstance(session, Relocation):
+            raise MigrationNotReady("This is no move within a host.", reason="role")
+        session.commit()
+        if self._running is not None:
+            await asyncio.wait([self._running])
+        if session.board.now.fault is not None:
+            raise session.board.now.fault
+
+    async def _relocate(self, session: Relocation, move: GuestMove) -> None:
+        structlog.contextvars.bind_contextvars(migration_id=f"{session.order.migration_id} R:")
+        await session.run()
+        move.conclude({disk.key for disk in session.board.now.disks if disk.switched})
+        if not self.ended.is_set():
+            self.watched.set(replace(self.watched.value, migration_id=0))
 
     async def cancel_migration(self, migration_id: int) -> None:
         """Cancel it before the hand-over; returns when this side is as it was. Idempotent: one that failed is canceled.
@@ -270,6 +306,10 @@ class VirtualMachine:
             await to_the_end(self._end_all())
         elif not self.ended.is_set():
             self.watched.set(replace(self.watched.value, migration_id=0))
+
+    def end_without_guest(self) -> None:
+        """The process only moved files, and is done."""
+        self._end()
 
     async def let_go(self) -> None:
         """This process ends and its guest doesn't: what is under way is undone, or finished where it can't be."""
@@ -355,37 +395,17 @@ class VirtualMachine:
 
     async def _spawn(
         self, config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace, *, incoming: bool
-    ) -> _Guest:
-        """QEMU, stopped. A guest of our own takes the run lock first; a shell inherits it without the lock: QEMU holds
-        it from the moment we take it, at the hand-over."""
-        if config.uuid != self._config.vm_uuid:
-            raise InvalidArgument("The configuration is another VM's.", argument="config.uuid")
-        spec = guest_spec(config, place, self._config.run_dir, self._config.accelerator, incoming)
-        files = vm_files(config, place)
-        record = await asyncio.to_thread(owner_record.read, files.owner_record)
-        here = incoming or record.owner_host_uuid == self._config.host_uuid
-        if record.vm_uuid != self._config.vm_uuid or not here:
-            message = "The owner record doesn't name this host for this VM."
-            raise NotOwner(message, owner=record.owner_host_uuid, epoch=record.epoch)
-        with contextlib.ExitStack() as undo:
-            run_lock = RunLock.open(files.run_lock)
-            undo.callback(run_lock.close)
-            if not incoming:
-                run_lock.acquire()
-            memory = await in_thread(GuestMemory.create, config.name, config.ram_bytes)
-            undo.callback(memory.close)
-            launch = Launch(self._config.qemu_binary, files.qemu_log, run_lock.descriptor)
-            process = await GuestProcess.spawn(spec, memory, launch)
-            undo.pop_all()
-        guest = _Guest(process, files, record, run_lock, time.monotonic())
+    ) -> RunningGuest:
+        guest = await spawn(self._config, config, place, incoming=incoming)
         self._adopt_guest(guest)
+        await require_cpu(guest.process, self._config.host_name)
         return guest
 
-    def _adopt_guest(self, guest: _Guest) -> None:
+    def _adopt_guest(self, guest: RunningGuest) -> None:
         self._guest = guest
         self._exit_watch = asyncio.create_task(self._watch_exit(guest), name="watch-guest-exit")
 
-    async def _watch_exit(self, guest: _Guest) -> None:
+    async def _watch_exit(self, guest: RunningGuest) -> None:
         """Only QEMU's own death is the VM's death."""
         status = await guest.process.wait_exit()
         if self._guest is not guest:

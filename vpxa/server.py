@@ -33,7 +33,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     server = network_server(config.management_address, identity, frozenset({Role.VPXD}), origin)
     hostd = unix_channel(config.hostd_socket)
     try:
-        server.grpc.add_generic_rpc_handlers((HostdRelay(hostd, config.host_name).handler(),))
+        server.grpc.add_generic_rpc_handlers(HostdRelay(hostd, config.host_name).handlers())
         await server.start()
         _log.info("serving", address=server.address, hostd=str(config.hostd_socket))
         await stop.wait()

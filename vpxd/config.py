@@ -7,6 +7,7 @@ VPXD_ADVERTISE             what joining hosts are told, "address:port" (VPXD_JOI
 VPXD_CERTIFICATE_ADDRESSES further addresses in vpxd's certificate, "a,b": published ports, names in a DNS ("")
 VPXD_CLIENT_DIR            the administrator's certificate and client.json (<state>/clients/admin)
 VPXD_DATABASE_URL          SQLAlchemy's URL (sqlite+aiosqlite, <state>/vpxd.sqlite)
+VPXD_VMOTION_LINK_GBPS     what the links of the vMotion network carry, Gb/s: below 10, 4 migrations a host instead of 8 (10)
 VPXD_HEARTBEAT_TIMEOUT_S   silence after which a host counts as not responding (5)
 LOG_JSON                   1: log lines as JSON
 """
@@ -33,6 +34,7 @@ class Config:
     stop_grace_s: float = 5.0
     log_json: bool = False
     certificate_addresses: tuple[str, ...] = ()
+    vmotion_link_gbps: float = 10.0
 
     @property
     def heartbeat_s(self) -> float:
@@ -57,4 +59,5 @@ class Config:
             heartbeat_timeout_s=settings.number("VPXD_HEARTBEAT_TIMEOUT_S", 5.0, minimum=0.2, maximum=600.0),
             log_json=settings.flag("LOG_JSON"),
             certificate_addresses=settings.entries("VPXD_CERTIFICATE_ADDRESSES", ()),
+            vmotion_link_gbps=settings.number("VPXD_VMOTION_LINK_GBPS", 10.0, minimum=0.1, maximum=1000.0),
         )

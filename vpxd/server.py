@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
-from proto.vpxd.v1 import enrollment_pb2_grpc, service_pb2_grpc
+from proto.vpxd.v1 import clusters_pb2_grpc, enrollment_pb2_grpc, service_pb2_grpc, storage_pb2_grpc
 from runtime.rpc.identity import Role
 from runtime.rpc.server import enrollment_server, network_server
 from vpxd import VERSION, trust
@@ -23,16 +23,18 @@ from vpxd.inventory.live import LiveState
 from vpxd.inventory.schema import bring_to_newest
 from vpxd.inventory.store import InventoryStore
 from vpxd.inventory.vm_lock import EntityLocks
-from vpxd.migration.limits import MigrationLimits
+from vpxd.migration.limits.queue import MigrationLimits
 from vpxd.migration.parts import Patience, WorkflowParts
 from vpxd.migration.workflow import MigrationWorkflow
 from vpxd.operations.parts import Parts
 from vpxd.services.base import ServiceParts
+from vpxd.services.clusters_service import ClustersService
 from vpxd.services.enrollment_service import EnrollmentService
+from vpxd.services.storage_service import StorageService
 from vpxd.services.vpxd_service import VpxdService
 from vpxd.tasks.archive import TaskArchive
 from vpxd.tasks.manager import TaskManager
-from vpxd.tasks.recovery import recover
+from vpxd.tasks.recovery import hold, recover
 
 _log = structlog.get_logger(__name__)
 ORIGIN = "vpxd"
@@ -67,6 +69,7 @@ class VpxdServer:
             await make_first_objects(store)
 
             parts = self._parts(trusted, database, events, store)
+            hold(parts.locks, store)
             await stack.enter_async_context(parts.agents.running(list(store.inventory.hosts.values())))
             await stack.enter_async_context(parts.tasks.running(config.stop_grace_s))
             await recover(parts.tasks, store, parts.workflow)
@@ -95,9 +98,10 @@ class VpxdServer:
                 heartbeat_timeout_s=self._config.heartbeat_timeout_s,
             )
         )
-        facts = Facts(store.inventory, live)
+        facts = Facts(store.inventory, live, locks)
         tasks = TaskManager(TaskArchive(database), locks)
-        shared = WorkflowParts(store, live, facts, agents, locks, MigrationLimits(), self._patience)
+        limits = MigrationLimits(self._config.vmotion_link_gbps)
+        shared = WorkflowParts(store, live, facts, agents, locks, limits, self._patience)
         workflow = MigrationWorkflow(shared, tasks)
         return Parts(store, live, locks, facts, agents, tasks, events, workflow)
 
@@ -114,6 +118,8 @@ class VpxdServer:
         services = ServiceParts(parts, desk, trusted.authority, advertised, VERSION)
         server = network_server(config.listen, trusted.identity, frozenset({Role.CLIENT}), ORIGIN)
         service_pb2_grpc.add_VpxdServicer_to_server(VpxdService(services), server.grpc)
+        storage_pb2_grpc.add_StorageServicer_to_server(StorageService(services), server.grpc)
+        clusters_pb2_grpc.add_ClustersServicer_to_server(ClustersService(parts), server.grpc)
         await server.start()
         stack.push_async_callback(server.stop, 0.5)
         self.address = server.address

@@ -1,32 +1,39 @@
 """What this host can run: asked of its QEMU binary once, and kept until the binary changes.
 
-QEMU's own answers (QMP query-version, query-machines, query-cpu-definitions) are the table. Whether an accelerator
-works is tried, not looked up: /dev/kvm may be there while every guest on it dies. The trial is a QEMU with a ROM of
-five bytes of program that ends it with a status of our choice: that one came back proves that a CPU was made and ran.
+QEMU's own answers (QMP query-version, query-machines, query-cpu-definitions, query-cpu-model-expansion) are the table;
+what its CPU models have depends on the accelerator, so that is asked when the accelerator is chosen. Whether one works
+is tried, not looked up: /dev/kvm may be there while every guest on it dies. The trial is a QEMU with a ROM of five
+bytes of program that ends it with a status of our choice: that one came back proves that a CPU was made and ran.
 """
 
 import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from hostd.host import cpu_features
+from hostd.host.cpu_features import CpuFeatures
 from hostd.host.facts import Capability, machine_order
 from runtime.faults import CannotAccessFile, FileNotFound
 from runtime.ondisk.durable import read_bounded, write_durably
 
 _log = structlog.get_logger(__name__)
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _PROBE_TIMEOUT_S = 20.0
 _CACHE_MAX_BYTES = 1 << 20
 _VERSIONED = re.compile(r"pc-(q35|i440fx)-[0-9]+\.[0-9]+(\.[0-9]+)?")
 _QUESTIONS = ("qmp_capabilities", "query-version", "query-machines", "query-cpu-definitions", "quit")
+
+_WITHOUT_A_MACHINE = (
+    *("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S"),
+    *("-qmp", "stdio"),
+)
 
 _ROM_BYTES = 64 * 1024
 _RESET_VECTOR = 0xFFF0
@@ -57,8 +64,8 @@ def load_or_probe(binary: Path, accelerator: str, cache: Path) -> Capability:
         return cached
     version, machines, models = _ask(binary)
     chosen = _choose_accelerator(binary, accelerator)
-    capability = Capability(version, machines, models, chosen)
-    write_durably(cache, json.dumps({"key": key, "capability": asdict(capability)}).encode())
+    capability = Capability(version, machines, models, chosen, _ask_cpu_models(binary, models, chosen))
+    write_durably(cache, json.dumps({"key": key, "capability": _to_json(capability)}).encode())
     _log.info("qemu_probed", qemu_version=version, machine_types=len(machines), accelerator=chosen)
     return capability
 
@@ -103,25 +110,39 @@ def _read_cache(cache: Path, key: list[object]) -> Capability | None:
             tuple(map(str, fields["machine_types"])),
             tuple(map(str, fields["cpu_models"])),
             str(fields["accelerator"]),
+            cpu_features.from_json(fields["cpu"]),
         )
-    except (FileNotFound, CannotAccessFile, ValueError, KeyError, TypeError):
+    except (FileNotFound, CannotAccessFile, ValueError, KeyError, TypeError, AttributeError):
         return None  # a cache: asked again
 
 
+def _to_json(capability: Capability) -> dict[str, object]:
+    return {
+        "qemu_version": capability.qemu_version,
+        "machine_types": capability.machine_types,
+        "cpu_models": capability.cpu_models,
+        "accelerator": capability.accelerator,
+        "cpu": cpu_features.to_json(capability.cpu),
+    }
+
+
+def _ask_cpu_models(binary: Path, models: Sequence[str], accelerator: str) -> CpuFeatures:
+    """What each model has, with this accelerator. A QEMU that can't tell is no error: then it isn't known."""
+    richest = "host" if accelerator == "kvm" else "max"
+    asked = [model for model in models if model != "base" and (model != "host" or accelerator == "kvm")]
+    questions = [{"execute": "qmp_capabilities"}, *cpu_features.questions(asked), {"execute": "quit"}]
+    text = "".join(json.dumps(question) + "\n" for question in questions)
+    done = _run([str(binary), *_WITHOUT_A_MACHINE, "-accel", accelerator], text)
+    try:
+        return cpu_features.parse_expansions(asked, done.stdout, richest)
+    except ValueError as error:
+        _log.warning("cpu_models_unknown", binary=str(binary), reason=str(error))
+        return CpuFeatures()
+
+
 def _ask(binary: Path) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    arguments = [
-        "-machine",
-        "none",
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-S",
-        "-qmp",
-        "stdio",
-    ]
     questions = "".join(json.dumps({"execute": question}) + "\n" for question in _QUESTIONS)
-    done = _run([str(binary), *arguments], questions)
+    done = _run([str(binary), *_WITHOUT_A_MACHINE], questions)
     try:
         return parse_answers(done.stdout)
     except ValueError as error:

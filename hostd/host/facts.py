@@ -1,13 +1,15 @@
 """Pure: no I/O, no clock, no logging. What this host is and can, as values."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from hostd.host.cpu_features import CpuFeatures
+from hostd.network.port_groups import Networks
 from proto.vim.v1 import host_pb2
 
 # Streams that vmx of this version speaks (vmx/stream); a test compares them.
 STREAM_VERSION_MIN = 1
-STREAM_VERSION_MAX = 1
+STREAM_VERSION_MAX = 2
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Capability:
     machine_types: tuple[str, ...]
     cpu_models: tuple[str, ...]
     accelerator: str
+    cpu: CpuFeatures = field(default_factory=CpuFeatures)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class HostFacts:
     vcpu_capacity: int
     version: str
     capability: Capability
+    networks: Networks = Networks()
 
     @property
     def machine_types(self) -> tuple[str, ...]:
@@ -56,9 +60,13 @@ class HostFacts:
                 accelerator=self.capability.accelerator,
                 stream_version_min=STREAM_VERSION_MIN,
                 stream_version_max=STREAM_VERSION_MAX,
+                cpu_features=sorted(self.capability.cpu.features),
+                cpu_vendor=self.capability.cpu.vendor,
+                evc_modes=[baseline.key for baseline in self.capability.cpu.offered()],
             ),
             datastores=datastores,
             version=self.version,
+            port_groups=self.networks.to_proto(),
         )
 
 

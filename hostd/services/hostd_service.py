@@ -20,12 +20,12 @@ from hostd.vm.power import Power
 from hostd.vmotion.destination import DestinationMigrations
 from hostd.vmotion.ends import HostParts, read_owner
 from hostd.vmotion.journal import LAST_PHASES, Role
+from hostd.vmotion.relocation import Relocations
 from hostd.vmotion.source import SourceMigrations
 from proto.host.v1 import operations_pb2
 from proto.hostd.v1 import service_pb2_grpc
 from proto.vmotion.v1 import ownership_pb2
 from runtime.faults import VimFault
-from runtime.ondisk.datastore_path import DatastorePath
 
 _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,6 +42,7 @@ class HostdCalls:
     power: Power
     source: SourceMigrations
     destination: DestinationMigrations
+    relocation: Relocations
 
 
 class HostdServicer(service_pb2_grpc.HostdServicer):
@@ -95,7 +96,8 @@ class HostdServicer(service_pb2_grpc.HostdServicer):
     async def PowerOnVm(
         self, request: operations_pb2.VmRequest, context: _Context
     ) -> operations_pb2.VmResponse:
-        return self._vm(await self._whole(self._calls.power.power_on(request.vm_uuid, request.task)))
+        work = self._calls.power.power_on(request.vm_uuid, request.task, request.evc_baseline)
+        return self._vm(await self._whole(work))
 
     async def PowerOffVm(
         self, request: operations_pb2.VmRequest, context: _Context
@@ -136,6 +138,13 @@ class HostdServicer(service_pb2_grpc.HostdServicer):
             await self._whole(self._calls.source.start(request.spec, request.ticket))
         return operations_pb2.EmptyResponse()
 
+    async def StartRelocation(
+        self, request: operations_pb2.StartRelocationRequest, context: _Context
+    ) -> operations_pb2.EmptyResponse:
+        with structlog.contextvars.bound_contextvars(migration_id=request.spec.migration_id):
+            await self._whole(self._calls.relocation.start(request.spec))
+        return operations_pb2.EmptyResponse()
+
     async def WatchMigration(
         self, request: operations_pb2.MigrationRequest, context: _Context
     ) -> AsyncIterator[operations_pb2.WatchMigrationResponse]:
@@ -153,8 +162,13 @@ class HostdServicer(service_pb2_grpc.HostdServicer):
         self, request: operations_pb2.MigrationRequest, context: _Context
     ) -> operations_pb2.EmptyResponse:
         migration = self._calls.parts.journal.get(request.migration_id)
-        end = self._calls.source if migration.role is Role.SOURCE else self._calls.destination
-        await self._whole(end.cancel(migration))
+        calls = self._calls
+        ends: dict[Role, SourceMigrations | DestinationMigrations | Relocations] = {
+            Role.SOURCE: calls.source,
+            Role.DESTINATION: calls.destination,
+            Role.RELOCATION: calls.relocation,
+        }
+        await self._whole(ends[migration.role].cancel(migration))
         return operations_pb2.EmptyResponse()
 
     async def CompleteMigration(
@@ -164,6 +178,8 @@ class HostdServicer(service_pb2_grpc.HostdServicer):
         if migration.role is Role.SOURCE:
             await self._whole(self._calls.source.complete(migration))
             return operations_pb2.VmResponse()
+        if migration.role is Role.RELOCATION:
+            return self._vm(await self._whole(self._calls.relocation.complete(migration)))
         return self._vm(await self._whole(self._calls.destination.complete(migration)))
 
     async def QueryMigration(
@@ -174,7 +190,7 @@ class HostdServicer(service_pb2_grpc.HostdServicer):
             role=migration.proto_role, status=migration.status, fault=migration.fault, open=migration.open
         )
         try:
-            owner = await read_owner(self._calls.parts, DatastorePath.parse(migration.spec.vm_home))
+            owner = await read_owner(self._calls.parts, migration.home)
         except VimFault as fault:  # left unset: the caller sees that it isn't known
             _log.warning("owner_record_unreadable", migration_id=migration.id, reason=str(fault))
             return response

@@ -65,6 +65,8 @@ class HostPicture:
             failure=machine.failure,
             config=machine.config,
         )
+        if not machine.active:  # what it was before the last power-off doesn't count any more
+            state.config.ClearField("guest_cpu")
         holder = self._locks.holder(machine.uuid)
         if holder is not None:
             state.lock.operation = holder.operation

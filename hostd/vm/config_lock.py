@@ -16,6 +16,7 @@ from runtime.faults import TaskInProgress
 
 EMIGRATING = "emigrating"
 IMMIGRATING = "immigrating"
+RELOCATING = "relocating"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ DISK_KEYS = range(2000, 2016)
 NIC_KEYS = range(4000, 4010)
 DISK_MAX_BYTES = 62 << 40  # VMFS's own largest file
 DISK_SUFFIX = ".vmdk"
+_DISK_NAME_MAX_BYTES = 250  # "root.vmdk" -> "root-flat.vmdk", within NAME_MAX (255)
 _FORMATS = {
     vm_config_pb2.DISK_FORMAT_THIN: "thin",
     vm_config_pb2.DISK_FORMAT_THICK_LAZY_ZEROED: "zeroedthick",
@@ -140,6 +141,8 @@ def _validate_disk(disk: vm_config_pb2.VirtualDisk) -> None:
         raise InvalidVmConfig("A disk's path isn't a datastore path.", field) from error
     if not str(path).endswith(DISK_SUFFIX):
         raise InvalidVmConfig(f"A disk's path doesn't end in {DISK_SUFFIX}.", field)
+    if len(path.name.encode()) > _DISK_NAME_MAX_BYTES:
+        raise InvalidVmConfig("A disk's name is too long for its extent's beside it.", field)
     if not MIB <= disk.capacity_bytes <= DISK_MAX_BYTES or disk.capacity_bytes % MIB:
         message = f"A capacity of {disk.capacity_bytes} bytes isn't a multiple of 1 MiB up to 62 TiB."
         raise InvalidVmConfig(message, field)

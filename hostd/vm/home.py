@@ -65,24 +65,35 @@ class Home:
         return owner_record.run_lock_path(self.folder, self.name)
 
 
-def create(home: Home, config: vm_config_pb2.VmConfig, host_uuid: str) -> None:
-    """Make the folder with a configuration and an owner record naming this host.
+def own_names(vm_name: str) -> list[str]:
+    """The names of the files in a VM's home folder that aren't its disks, the configuration's last."""
+    names = (owner_record.owner_path(Path(), vm_name), owner_record.run_lock_path(Path(), vm_name))
+    return [*_LOGS, *(path.name for path in names), owner_record.LOCK_NAME, f"{vm_name}.vmx"]
 
-    :raises FileAlreadyExists: the folder is there already.
+
+def create(home: Home, config: vm_config_pb2.VmConfig, host_uuid: str, *, in_folder: bool = False) -> None:
+    """Make the folder (it's there already if `in_folder`) with a configuration and an owner record naming a host.
+
+    :raises FileAlreadyExists: the folder is there already, or a home in it.
     :raises NoDiskSpace: the datastore is full.
     :raises CannotAccessFile: it can't be written.
     On any fault nothing is left.
     """
     content = config_file.render(configuration.to_entries(config))
+    if in_folder and os.path.lexists(home.vmx_path):
+        raise FileAlreadyExists(f"There is a VM's home in {home.folder.name} already.", path=str(home.folder))
     try:
-        home.folder.mkdir(mode=0o700)
+        home.folder.mkdir(mode=0o700, exist_ok=in_folder)
     except FileExistsError as error:
         message = f"There is a folder {home.folder.name} on the datastore already."
         raise FileAlreadyExists(message, path=str(home.folder)) from error
     except OSError as error:
         raise _write_fault(home.folder, error) from error
     with contextlib.ExitStack() as undo:
-        undo.callback(shutil.rmtree, home.folder, ignore_errors=True)
+        if in_folder:
+            undo.callback(destroy, home)
+        else:
+            undo.callback(shutil.rmtree, home.folder, ignore_errors=True)
         try:
             owner_record.create(home.owner_path, config.uuid, host_uuid)
             write_durably(home.vmx_path, content)
@@ -202,7 +213,7 @@ def destroy(home: Home) -> None:
     except OSError as error:
         message = "The VM's home isn't a folder that can be opened."
         raise InvalidDatastorePath(message, path=str(home.folder)) from error
-    own = [*_LOGS, home.owner_path.name, home.run_lock_path.name, owner_record.LOCK_NAME, home.vmx_path.name]
+    own = own_names(home.name)
     left_over = re.compile(rf"\.{re.escape(home.name)}\.(vmx|owner)\.[0-9]+\.[0-9a-f]+\.tmp")
     try:
         with contextlib.ExitStack() as closing:

@@ -8,12 +8,14 @@ import structlog
 from hostd.datastore.mount import Datastores
 from hostd.host.facts import HostFacts
 from hostd.host.process import ProcessHandle, children_of
+from hostd.vm import guest_cpu
 from hostd.vm import home as home_files
 from hostd.vm.config_lock import ConfigLocks, Holder
 from hostd.vm.home import Home
 from hostd.vm.machine import AttachedVmx, Machine
 from hostd.vm.registry import VmRegistry
 from hostd.vm.supervisor import Supervisor
+from hostd.vm.vm_disks import disk_places
 from hostd.vmotion.admission import Admission
 from proto.vim.v1 import vm_config_pb2
 from proto.vmx.v1 import service_pb2
@@ -38,8 +40,9 @@ def place_of(
 ) -> service_pb2.VmPlace:
     """Where the VM's files are on this host, for its vmx; blocks.
 
-    :raises InaccessibleDatastore: :raises InvalidDatastorePath: :raises FileNotFound: of the home, the kernel or the
-        initrd.
+    :raises InaccessibleDatastore: :raises InvalidDatastorePath: :raises FileNotFound: of the home, the kernel, the
+        initrd or a disk.
+    :raises InvalidVmConfig: :raises InvalidDiskFormat: a disk isn't as the configuration says, or can't be used.
     """
     place = service_pb2.VmPlace(host_uuid=host.uuid, host_name=host.name)
     place.home_directory = str(datastores.resolve_home(vmx_path))
@@ -47,6 +50,8 @@ def place_of(
         place.kernel_path = str(datastores.resolve_file(DatastorePath.parse(config.boot.kernel)))
     if config.boot.initrd:
         place.initrd_path = str(datastores.resolve_file(DatastorePath.parse(config.boot.initrd)))
+    place.disks.extend(disk_places(config, datastores))
+    place.nics.extend(host.networks.places(config))
     return place
 
 
@@ -69,22 +74,28 @@ class Power:
         self._datastores = datastores
         self._host = host
 
-    async def power_on(self, vm_uuid: str, task: str) -> Machine:
+    async def power_on(self, vm_uuid: str, task: str, evc_baseline: str = "") -> Machine:
         """Start the VM; returns when its guest runs. On any fault it's off and nothing is reserved.
+
+        Its CPU is fixed here, until its end: by its own EVC mode, else by its cluster's, `evc_baseline`, else by its
+        model and what this host has.
 
         :raises ManagedObjectNotFound: :raises TaskInProgress: :raises InvalidPowerState: it's on already.
         :raises InsufficientMemoryResources: :raises InsufficientCpuResources: admission refused it.
         :raises FileLocked: the owner record names another host, or the run lock is held.
         :raises VirtualHardwareVersionNotSupported: this host's QEMU hasn't its machine type.
+        :raises EvcAdmissionFailed: its own EVC mode is above the cluster's.
+        :raises FeatureRequirementsNotMet: this host lacks a feature of its CPU.
         :raises GuestStartFailed: vmx or QEMU didn't come up.
         """
         machine = self._registry.get(vm_uuid)
         with self._locks.held(vm_uuid, Holder("powerOn", task)):
             if machine.active:
                 raise InvalidPowerState("The VM is powered on.", state="poweredOn", required="poweredOff")
-            config, place = await asyncio.to_thread(self._prepare, machine)
+            config, place = await asyncio.to_thread(self._prepare, machine, evc_baseline)
             machine.config = config
             async with AsyncExitStack() as undo:
+                undo.push_async_callback(self._forget_guest_cpu, machine)
                 self._admission.reserve(machine.reservation)
                 undo.callback(self._admission.release, vm_uuid)
                 vmx = await self._supervisor.start(machine)
@@ -118,6 +129,7 @@ class Power:
             except TimeoutError as error:
                 message = f"The VM's processes didn't end within {_OFF_TIMEOUT_S:.0f} s."
                 raise TimedOut(message, operation="powerOff", timeout_s=_OFF_TIMEOUT_S) from error
+            await self._forget_guest_cpu(machine)
         return machine
 
     async def reset(self, vm_uuid: str, task: str) -> Machine:
@@ -136,16 +148,33 @@ class Power:
             await machine.vmx.client.reset()
         return machine
 
-    def _prepare(self, machine: Machine) -> tuple[vm_config_pb2.VmConfig, service_pb2.VmPlace]:
-        """What is read from the datastore before a start; blocks."""
-        home = Home(self._datastores.resolve_home(machine.vmx_path), machine.vmx_path.stem)
+    async def _forget_guest_cpu(self, machine: Machine) -> None:
+        """The guest has ended, and its CPU with it. In a file that can't be written it stays, and means nothing."""
+        try:
+            home = await asyncio.to_thread(self._home, machine)
+            config = await asyncio.to_thread(guest_cpu.forget, home, machine.uuid, self._host.uuid)
+        except VimFault as fault:
+            _log.warning("guest_cpu_not_cleared", vm_uuid=machine.uuid, reason=str(fault))
+            return
+        machine.config = config
+
+    def _home(self, machine: Machine) -> Home:
+        return Home(self._datastores.resolve_home(machine.vmx_path), machine.vmx_path.stem)
+
+    def _prepare(
+        self, machine: Machine, evc_baseline: str
+    ) -> tuple[vm_config_pb2.VmConfig, service_pb2.VmPlace]:
+        """What is read from the datastore before a start, and the CPU that is written there; blocks."""
+        home = self._home(machine)
         config = home_files.read_config(home)
         home_files.require_owner(home, machine.uuid, self._host.uuid)
         if config.uuid != machine.uuid:
             message = "The .vmx file says another uuid than the VM was registered with."
             raise InvalidState(message, state=config.uuid, required=machine.uuid)
         require_machine_type(config, self._host)
-        return config, place_of(config, machine.vmx_path, self._datastores, self._host)
+        place = place_of(config, machine.vmx_path, self._datastores, self._host)
+        guest_cpu.fix(home, config, self._host, evc_baseline)
+        return config, place
 
     async def _end_through_vmx(self, machine: Machine, vmx: AttachedVmx) -> None:
         try:

@@ -15,6 +15,7 @@ import structlog
 
 from hostd.host.changes import Changes
 from hostd.host.process import ProcessHandle, identify
+from hostd.network.switch_process import SwitchProcess
 from hostd.owned_tasks import OwnedTasks
 from hostd.vm.machine import AttachedVmx, Machine
 from hostd.vm.vmx_client import VmxClient
@@ -44,19 +45,28 @@ class Supervisor:
     """All vmx processes of this host."""
 
     def __init__(
-        self, processes: VmxProcesses, admission: Admission, tasks: OwnedTasks, changes: Changes
+        self,
+        processes: VmxProcesses,
+        admission: Admission,
+        tasks: OwnedTasks,
+        changes: Changes,
+        switch: SwitchProcess,
     ) -> None:
         self.processes = processes
         self._admission = admission
         self._tasks = tasks
         self._changes = changes
+        self._switch = switch
 
     async def start(self, machine: Machine) -> AttachedVmx:
         """Start a vmx for the VM and follow it.
 
         :raises InvalidState: one lives already.
+        :raises CannotAccessNetwork: it has a NIC that is connected, and the virtual switch can't be started.
         :raises GuestStartFailed: it didn't come up; nothing is left.
         """
+        if any(nic.connected for nic in machine.config.nics):
+            await self._switch.ensure()
         process = await self.processes.start(machine.uuid)
         return self.attach(machine, process)
 

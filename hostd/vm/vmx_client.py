@@ -92,9 +92,28 @@ class VmxClient:
             response = await self._stub.PrepareDestination(request, timeout=PREPARE_TIMEOUT_S)
         return response.ticket
 
-    async def start_source(self, spec: spec_pb2.MigrationSpec, ticket: spec_pb2.DestinationTicket) -> None:
-        """Start to send the guest."""
-        request = service_pb2.StartSourceRequest(spec=spec, ticket=ticket)
+    async def start_relocation(
+        self, spec: spec_pb2.MigrationSpec, source: service_pb2.VmPlace, destination: service_pb2.VmPlace
+    ) -> None:
+        """Start to move the VM's files within the host."""
+        request = service_pb2.StartRelocationRequest(spec=spec, source=source, destination=destination)
+        with self._calls():
+            await self._stub.StartRelocation(request, timeout=START_SOURCE_TIMEOUT_S)
+
+    async def commit_relocation(self, migration_id: int) -> None:
+        """The new files count; returns when the VM stands on them."""
+        request = operations_pb2.MigrationRequest(migration_id=migration_id)
+        with self._calls():
+            await self._stub.CommitRelocation(request, timeout=COMPLETE_TIMEOUT_S)
+
+    async def start_source(
+        self,
+        spec: spec_pb2.MigrationSpec,
+        ticket: spec_pb2.DestinationTicket,
+        place: service_pb2.VmPlace | None = None,
+    ) -> None:
+        """Start to send the guest; of a VM that is off, the files at `place`."""
+        request = service_pb2.StartSourceRequest(spec=spec, ticket=ticket, place=place)
         with self._calls():
             await self._stub.StartSource(request, timeout=START_SOURCE_TIMEOUT_S)
 

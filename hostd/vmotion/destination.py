@@ -31,12 +31,12 @@ from hostd.vmotion.ends import (
     relay_status,
 )
 from hostd.vmotion.journal import LAST_PHASES, Migration, Role, Stage
+from hostd.vmotion.moved_files import MovedFiles
 from hostd.vmotion.resolve import Owner, Resolution, resolve
-from hostd.vmotion.spec_check import check_destination
+from hostd.vmotion.spec_check import check_destination, destination_config, moves_home
 from proto.host.v1 import operations_pb2
 from proto.vim.v1 import host_pb2
 from proto.vmotion.v1 import spec_pb2, status_pb2
-from proto.vmx.v1 import service_pb2
 from runtime.faults import (
     GuestDied,
     InaccessibleDatastore,
@@ -64,6 +64,7 @@ class DestinationMigrations:
 
     def __init__(self, parts: HostParts) -> None:
         self._parts = parts
+        self._files = MovedFiles(parts.datastores)
         self._machines: dict[int, Machine] = {}  # of prepared and open migrations, by id
         self._preparing: dict[int, asyncio.Task[spec_pb2.DestinationTicket]] = {}
         self._canceled: set[int] = set()  # of those that are being prepared
@@ -102,13 +103,17 @@ class DestinationMigrations:
         async with AsyncExitStack() as undo:
             parts.locks.acquire(spec.vm.uuid, holder)
             undo.callback(parts.locks.release, spec.vm.uuid, holder)
-            place = await asyncio.to_thread(self._check_files, spec, vmx_path)
+            await asyncio.to_thread(self._check_files, spec, vmx_path)
             await self._forget_stale(spec, vmx_path)
-            machine = Machine(migration.spec.vm, vmx_path, masked=True)
-            parts.admission.reserve(machine.reservation)
-            undo.callback(parts.admission.release, machine.uuid)
+            machine = Machine(destination_config(migration.spec), vmx_path, masked=True)
+            if not spec.powered_off:
+                parts.admission.reserve(machine.reservation)
+                undo.callback(parts.admission.release, machine.uuid)
             migration = await parts.journal.begin(Role.DESTINATION, spec)
             undo.push_async_callback(move_or_log, parts, migration, Stage.FAILED)
+            await asyncio.to_thread(self._files.make, spec)
+            undo.push_async_callback(asyncio.to_thread, self._files.drop_destination, spec)
+            place = await asyncio.to_thread(place_of, machine.config, vmx_path, parts.datastores, parts.host)
             vmx = await parts.supervisor.start(machine)
             undo.push_async_callback(abandon, machine, vmx)
             ticket = await vmx.client.prepare_destination(spec, place)
@@ -157,6 +162,7 @@ class DestinationMigrations:
             message = f"The migration isn't ready to be completed: it is {migration.stage.value}."
             raise MigrationNotReady(message, reason=migration.stage.value)
         if machine.vmx is not None:
+            machine.ending = migration.spec.powered_off  # its vmx only moved files
             try:
                 await machine.vmx.client.complete_migration(migration.id)
             except MigrationNotReady as fault:
@@ -166,8 +172,11 @@ class DestinationMigrations:
                 _log.warning("vmx_complete_refused", migration_id=migration.id, reason=str(fault))
             except VimFault as fault:  # the VM is ours in any case: a vmx in trouble doesn't keep its lock
                 _log.warning("vmx_complete_failed", migration_id=migration.id, reason=str(fault))
-        await self._parts.journal.move(migration, Stage.COMPLETED)
         machine.observer = None
+        if migration.spec.powered_off and machine.vmx is not None:
+            await end_or_kill(machine.vmx.process, after_s=5.0)
+            await machine.idle.wait()
+        await self._parts.journal.move(migration, Stage.COMPLETED)
         self._machines.pop(migration.id, None)
         self._parts.locks.release(machine.uuid, holder_of(migration, IMMIGRATING))
         return machine
@@ -178,8 +187,7 @@ class DestinationMigrations:
         """Take up an open migration at hostd's start, with what was found of its VM."""
         parts = self._parts
         registered = parts.registry.find(migration.spec.vm.uuid)
-        vmx_path = DatastorePath.parse(migration.spec.vm_home)
-        machine = registered or Machine(migration.spec.vm, vmx_path, masked=True)
+        machine = registered or Machine(destination_config(migration.spec), migration.home, masked=True)
         self._machines[migration.id] = machine
         parts.locks.acquire(machine.uuid, holder_of(migration, IMMIGRATING))
         if registered is not None:  # it's registered only when it has arrived
@@ -213,7 +221,9 @@ class DestinationMigrations:
         owner = await find_owner_for_certain(self._parts, machine.vmx_path)
         seen_running = migration.stage is Stage.HANDED_OVER
         alive = guest is not None and guest.alive
-        resolution = resolve(Role.DESTINATION, owner, seen_running=seen_running, guest_alive=alive)
+        # Files that the record names as ours have arrived whole: it is swapped only when they have.
+        arrived = seen_running or migration.spec.powered_off
+        resolution = resolve(Role.DESTINATION, owner, seen_running=arrived, guest_alive=alive)
         _log.info("migration_resolved", migration_id=migration.id, role="destination", by=resolution.value)
         if resolution is Resolution.ARRIVED:
             await self._arrive(migration, machine)
@@ -225,13 +235,17 @@ class DestinationMigrations:
             await self._give_back(migration, machine)
         self._parts.tasks.start(self._close_when_idle(migration, machine), f"end of migration {migration.id}")
 
-    def _check_files(self, spec: spec_pb2.MigrationSpec, vmx_path: DatastorePath) -> service_pb2.VmPlace:
-        """What the datastore must say; blocks."""
+    def _check_files(self, spec: spec_pb2.MigrationSpec, vmx_path: DatastorePath) -> None:
+        """What the datastores must say; blocks."""
         parts = self._parts
+        self._files.require_free(spec)
         datastore = parts.datastores.get(vmx_path.datastore)
-        if datastore.uuid != spec.home_datastore_uuid:
+        wanted = spec.destination_home_datastore_uuid if moves_home(spec) else spec.home_datastore_uuid
+        if datastore.uuid != wanted:
             message = f"Datastore {datastore.name} on {parts.host.name} isn't the one that the source has."
             raise InaccessibleDatastore(message, datastore=datastore.name, host=parts.host.name)
+        if moves_home(spec):
+            return
         home = home_of(parts, vmx_path)
         config = home_files.read_config(home)
         if config.uuid != spec.vm.uuid or config.change_version != spec.vm.change_version:
@@ -241,7 +255,6 @@ class DestinationMigrations:
         if record is None or record.owner_host_uuid != spec.source.host_uuid:
             message = "The VM's owner record doesn't name the source."
             raise MigrationNotReady(message, reason="owner record")
-        return place_of(spec.vm, vmx_path, parts.datastores, parts.host)
 
     async def _forget_stale(self, spec: spec_pb2.MigrationSpec, vmx_path: DatastorePath) -> None:
         """Drop a registration of this VM from before it went elsewhere: the owner record names the source.
@@ -256,7 +269,7 @@ class DestinationMigrations:
         if stale is not None:
             _log.warning("stale_registration_dropped", vm_uuid=stale.uuid, vm=stale.name)
             await registry.remove(stale)
-        registry.require_free(spec.vm, vmx_path)
+        registry.require_free(destination_config(spec), vmx_path)
 
     def _follow(self, migration: Migration, machine: Machine, vmx: AttachedVmx) -> None:
         self._machines[migration.id] = machine
@@ -273,10 +286,14 @@ class DestinationMigrations:
             if last.HasField("fault"):
                 migration.fault = last.fault
             return
+        if machine.masked and migration.spec.powered_off:  # there is no guest whose start would tell
+            await self._arrive(migration, machine)
         migration.publish(last.status, last.fault if last.HasField("fault") else None)
 
     async def _arrive(self, migration: Migration, machine: Machine) -> None:
         await move_or_log(self._parts, migration, Stage.HANDED_OVER)
+        if not moves_home(migration.spec):  # else it was made with its new configuration
+            await self._write_config(machine)
         machine.masked = False
         _log.info("vm_demasked", migration_id=migration.id, vm_uuid=machine.uuid, vm=machine.name)
         try:
@@ -284,6 +301,19 @@ class DestinationMigrations:
         except VimFault as fault:  # the journal has the VM as well: a restart finds it
             _log.error("registry_not_written", vm_uuid=machine.uuid, reason=str(fault))
         migration.published.ring()
+
+    async def _write_config(self, machine: Machine) -> None:
+        """The home stays where it is: what has changed on the way is written there."""
+
+        def write() -> None:
+            home = home_of(self._parts, machine.vmx_path)
+            if home_files.read_config(home) != machine.config:
+                home_files.write_config(home, machine.config)
+
+        try:
+            await asyncio.to_thread(write)
+        except VimFault as fault:  # hostd's registry has it as well
+            _log.error("config_not_written", vm_uuid=machine.uuid, reason=str(fault))
 
     async def _give_back(self, migration: Migration, machine: Machine) -> None:
         try:
@@ -300,6 +330,7 @@ class DestinationMigrations:
         else:
             fault = MigrationFault("The masked VM on the destination has ended.")
         self._machines.pop(migration.id, None)
+        await asyncio.to_thread(self._files.drop_destination, migration.spec)
         await close_failed(self._parts, migration, IMMIGRATING, fault)
 
     async def _cancel_vmx(self, migration: Migration, machine: Machine, vmx: AttachedVmx) -> None:

@@ -24,10 +24,12 @@ import structlog
 from google.protobuf import json_format
 
 from hostd.host.changes import Changes
+from hostd.vmotion.spec_check import destination_home
 from proto.host.v1 import operations_pb2
 from proto.vim.v1 import fault_pb2
 from proto.vmotion.v1 import spec_pb2, status_pb2
 from runtime.faults import CannotAccessFile, InvalidArgument, ManagedObjectNotFound
+from runtime.ondisk.datastore_path import DatastorePath
 from runtime.ondisk.durable import read_bounded, remove_durably, write_durably
 
 _log = structlog.get_logger(__name__)
@@ -40,6 +42,7 @@ class Role(StrEnum):
 
     SOURCE = "source"
     DESTINATION = "destination"
+    RELOCATION = "relocation"  # both: the files move within this host
 
 
 class Stage(StrEnum):
@@ -67,6 +70,7 @@ _CLOSED = frozenset({Stage.COMPLETED, Stage.FAILED})
 _ROLES = {
     Role.SOURCE: operations_pb2.MIGRATION_ROLE_SOURCE,
     Role.DESTINATION: operations_pb2.MIGRATION_ROLE_DESTINATION,
+    Role.RELOCATION: operations_pb2.MIGRATION_ROLE_RELOCATION,
 }
 LAST_PHASES = frozenset({status_pb2.MIGRATION_PHASE_SUCCEEDED, status_pb2.MIGRATION_PHASE_FAILED})
 
@@ -92,6 +96,15 @@ class Migration:
     def id(self) -> int:
         """The migration's id."""
         return int(self.spec.migration_id)
+
+    @property
+    def home(self) -> DatastorePath:
+        """The VM's home as this end has it, with the owner record that counts for it."""
+        return (
+            destination_home(self.spec)
+            if self.role is Role.DESTINATION
+            else DatastorePath.parse(self.spec.vm_home)
+        )
 
     @property
     def open(self) -> bool:

@@ -16,6 +16,7 @@ from hostd.vm.power import end_or_kill
 from hostd.vmotion.destination import DestinationMigrations
 from hostd.vmotion.ends import HostParts
 from hostd.vmotion.journal import Role
+from hostd.vmotion.relocation import Relocations
 from hostd.vmotion.source import SourceMigrations
 from proto.vim.v1 import host_pb2
 from runtime.faults import VimFault
@@ -23,7 +24,12 @@ from runtime.faults import VimFault
 _log = structlog.get_logger(__name__)
 
 
-async def recover(parts: HostParts, source: SourceMigrations, destination: DestinationMigrations) -> None:
+async def recover(
+    parts: HostParts,
+    source: SourceMigrations,
+    destination: DestinationMigrations,
+    relocation: Relocations,
+) -> None:
     """All of it, once, before hostd serves. Never raises for what it finds."""
     processes = parts.supervisor.processes
     taken = set()
@@ -40,9 +46,13 @@ async def recover(parts: HostParts, source: SourceMigrations, destination: Desti
             vmx_alive=vmx is not None,
             guest_alive=guest is not None,
         )
-        end = source if migration.role is Role.SOURCE else destination
+        ends: dict[Role, SourceMigrations | DestinationMigrations | Relocations] = {
+            Role.SOURCE: source,
+            Role.DESTINATION: destination,
+            Role.RELOCATION: relocation,
+        }
         try:
-            await end.recover(migration, vmx, guest)
+            await ends[migration.role].recover(migration, vmx, guest)
         except VimFault as fault:
             _log.error("migration_recovery_failed", migration_id=migration.id, reason=str(fault))
     for machine in parts.registry.all():

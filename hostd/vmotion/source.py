@@ -19,7 +19,7 @@ from hostd.host.process import ProcessHandle
 from hostd.vm import home as home_files
 from hostd.vm.config_lock import EMIGRATING
 from hostd.vm.machine import AttachedVmx, Machine
-from hostd.vm.power import end_or_kill, force_off
+from hostd.vm.power import abandon, end_or_kill, force_off, place_of
 from hostd.vmotion.ends import (
     HostParts,
     close_failed,
@@ -31,6 +31,7 @@ from hostd.vmotion.ends import (
     relay_status,
 )
 from hostd.vmotion.journal import Migration, Role, Stage
+from hostd.vmotion.moved_files import MovedFiles
 from hostd.vmotion.resolve import Owner, Resolution, resolve
 from hostd.vmotion.spec_check import check_source
 from proto.host.v1 import operations_pb2
@@ -61,6 +62,7 @@ class SourceMigrations:
 
     def __init__(self, parts: HostParts) -> None:
         self._parts = parts
+        self._files = MovedFiles(parts.datastores)
 
     async def start(self, spec: spec_pb2.MigrationSpec, ticket: spec_pb2.DestinationTicket) -> None:
         """Lock the VM and start to send it; returns when it's under way. On any fault the VM is as before.
@@ -75,16 +77,19 @@ class SourceMigrations:
         async with AsyncExitStack() as undo:
             parts.locks.acquire(machine.uuid, holder)
             undo.callback(parts.locks.release, machine.uuid, holder)
-            vmx = machine.vmx
-            if vmx is None or machine.execution_state != host_pb2.EXECUTION_STATE_RUNNING:
-                state = "poweredOn" if machine.powered_on else "poweredOff"
-                message = "Only a VM whose guest runs under its vmx can be sent."
-                raise InvalidPowerState(message, state=state, required="poweredOn")
+            _require_power_state(machine, powered_off=spec.powered_off)
             await asyncio.to_thread(self._require_owner, machine)
             migration = await parts.journal.begin(Role.SOURCE, spec)
             undo.push_async_callback(move_or_log, parts, migration, Stage.FAILED)
+            vmx, place = machine.vmx, None
+            if vmx is None:
+                place = await asyncio.to_thread(
+                    place_of, machine.config, machine.vmx_path, parts.datastores, parts.host
+                )
+                vmx = await parts.supervisor.start(machine)
+                undo.push_async_callback(abandon, machine, vmx)
             try:
-                await vmx.client.start_source(spec, ticket)
+                await vmx.client.start_source(spec, ticket, place)
             except (TimedOut, HostNotReachable):  # it may have begun: it's followed, and so found out
                 undo.pop_all()
                 self._follow(migration, machine, vmx)
@@ -134,6 +139,7 @@ class SourceMigrations:
                 message = "The owner record doesn't name the destination: the source isn't let go."
                 raise MigrationNotReady(message, reason="owner record")
             await self._end_source(migration, machine)
+            await asyncio.to_thread(self._files.drop_source, migration.spec)
             await parts.registry.remove(machine)
         await parts.journal.move(migration, Stage.COMPLETED)
         parts.locks.release(migration.spec.vm.uuid, holder_of(migration, EMIGRATING))
@@ -216,6 +222,9 @@ class SourceMigrations:
             status.CopyFrom(last.status)
             status.phase = migration.status.phase  # told as failed only when the lock is free
             migration.publish(status)
+        if migration.spec.powered_off:  # its vmx only moved files, and ends with it
+            machine.ending = True
+            await machine.idle.wait()
         failure = last.status.failure or "The source's vmx doesn't know the migration any more."
         kept = _kept_fault(migration) or MigrationFault(failure)
         await close_failed(self._parts, migration, EMIGRATING, kept)
@@ -263,6 +272,18 @@ class SourceMigrations:
             if migration.role is Role.SOURCE and migration.spec.vm.uuid == machine.uuid:
                 return migration
         return None
+
+
+def _require_power_state(machine: Machine, *, powered_off: bool) -> None:
+    """:raises InvalidPowerState: it isn't as the spec says."""
+    state = "poweredOn" if machine.powered_on else "poweredOff"
+    if powered_off and machine.active:
+        message = "Something of the VM runs: its files can't be moved as those of one that is off."
+        raise InvalidPowerState(message, state=state, required="poweredOff")
+    running = machine.vmx is not None and machine.execution_state == host_pb2.EXECUTION_STATE_RUNNING
+    if not powered_off and not running:
+        message = "Only a VM whose guest runs under its vmx can be sent."
+        raise InvalidPowerState(message, state=state, required="poweredOn")
 
 
 def _is_undone(migration: Migration) -> bool:

@@ -91,12 +91,22 @@ def swap(path: Path, expected: OwnerRecord, new_owner_host_uuid: str) -> OwnerRe
     :raises FileNotFound: there is no record.
     :raises CannotAccessFile: the record or its lock can't be read or written.
     """
+    return replace(path, expected, expected.given_to(new_owner_host_uuid))
+
+
+def replace(path: Path, expected: OwnerRecord, new: OwnerRecord) -> OwnerRecord:
+    """As `swap`, for a record that follows another home's: `new` has a later epoch, which may skip some.
+
+    :raises ValueError: `new` isn't a later record of the same VM. And as `swap`.
+    """
+    if new.vm_uuid != expected.vm_uuid or new.epoch <= expected.epoch:
+        raise ValueError(f"{new} can't follow {expected}")
     with _locked(path):
         present = read(path)
         if present != expected:
             message = f"The owner record is at epoch {present.epoch}, not at {expected.epoch} as expected."
             raise NotOwner(message, owner=present.owner_host_uuid, epoch=present.epoch)
-        return _write(path, present.given_to(new_owner_host_uuid))
+        return _write(path, new)
 
 
 def _write(path: Path, record: OwnerRecord) -> OwnerRecord:

@@ -412,10 +412,13 @@ async def until(
 
 
 @asynccontextmanager
-async def linux_cluster_rig(folder: Path, host_count: int) -> AsyncIterator[ClusterRig]:
+async def linux_cluster_rig(
+    folder: Path, host_count: int, cpu_generations: tuple[str, ...] = ()
+) -> AsyncIterator[ClusterRig]:
     """A running cluster whose guests are real; afterwards nothing of it runs."""
     with BlockReservation() as block:
-        cluster = LocalCluster(block.layout(folder / "cluster", host_count))
+        layout = replace(block.layout(folder / "cluster", host_count), cpu_generations=cpu_generations)
+        cluster = LocalCluster(layout)
         async with cluster.running(), connect(cluster.client_config) as client:
             yield ClusterRig(cluster, client)
         assert cluster.leftovers() == []
@@ -423,11 +426,15 @@ async def linux_cluster_rig(folder: Path, host_count: int) -> AsyncIterator[Clus
 
 @asynccontextmanager
 async def cluster_rig(
-    folder: Path, host_count: int = 2, host_settings: tuple[tuple[str, str], ...] = ()
+    folder: Path,
+    host_count: int = 2,
+    host_settings: tuple[tuple[str, str], ...] = (),
+    cpu_generations: tuple[str, ...] = (),
 ) -> AsyncIterator[ClusterRig]:
     """A running cluster; afterwards nothing of it runs."""
     with BlockReservation() as block:
         layout = with_fake_guest(block.layout(folder / "cluster", host_count), host_settings)
+        layout = replace(layout, cpu_generations=cpu_generations)
         provide_fake_images(layout)
         cluster = LocalCluster(layout, images=None)
         async with cluster.running(), connect(cluster.client_config) as client:

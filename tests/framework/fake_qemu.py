@@ -28,13 +28,14 @@ from pathlib import Path
 if not __package__:  # started as a program
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.framework import fake_cpu_models
 from tests.framework.fake_qemu_guest import FakeGuest, StamperOptions, open_memory
 from tests.framework.fake_qemu_migration import FakeMigration, MigrationRefused, RunStateCell
 
 _VERSION: dict[str, object] = {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": "fake"}
 _GREETING: dict[str, object] = {"QMP": {"version": _VERSION, "capabilities": ["oob"]}}
 _MACHINES = ("pc-q35-7.2", "q35", "pc-i440fx-7.2", "pc")
-_CPU_MODELS = ("qemu64", "max", "Haswell", "Skylake-Client")
+_CPU_MODELS = tuple(fake_cpu_models.FEATURES)
 _FLAGS = frozenset({"-S", "-nodefaults", "-no-user-config"})
 _COMMAND_BYTES_MAX = 1 << 20
 
@@ -264,6 +265,8 @@ class FakeQemu:
             "query-uuid": lambda: {"UUID": self._line.value("-uuid")},
             "query-machines": lambda: [{"name": name} for name in _MACHINES],
             "query-cpu-definitions": lambda: [{"name": name} for name in _CPU_MODELS],
+            "query-cpus-fast": lambda: [{"qom-path": "/machine/cpu", "cpu-index": 0}],
+            "qom-get": lambda: fake_cpu_models.unavailable(self._line.value("-cpu")),
             "stop": self._stop,
             "cont": self._cont,
             "system_reset": self._reset,
@@ -275,6 +278,9 @@ class FakeQemu:
             "migrate_cancel": self._migration.cancel,
             "migrate-incoming": lambda: self._migration.listen(str(arguments.get("uri"))),
             "query-migrate": self._migration.query,
+            "migrate-set-parameters": lambda: None,
+            "announce-self": lambda: None,
+            "set_link": lambda: None,
         }
         answer = commands[command]()
         return {} if answer is None else answer
@@ -314,8 +320,13 @@ def answer_questions() -> None:
     }
     print(json.dumps(_GREETING), flush=True)
     for line in sys.stdin:
-        command = json.loads(line)["execute"]
-        print(json.dumps({"return": answers.get(command, {})}), flush=True)
+        question = json.loads(line)
+        command = question["execute"]
+        answer = answers.get(command, {})
+        if command == "query-cpu-model-expansion":
+            answer = fake_cpu_models.expansion(question["arguments"]["model"]["name"])
+        reply = {"error": {"class": "GenericError"}} if answer is None else {"return": answer}
+        print(json.dumps(reply), flush=True)
         if command == "quit":
             return
 

@@ -1,8 +1,8 @@
 """FAKE vpxa: the real Vpxa service over real mutual TLS, on hosts that exist in memory only.
 
-    FakeCluster      what the hosts share: datastores with VM homes and owner records, and the migrations
+    FakeCluster      what the hosts share: datastores with VM homes and owner records, and migrations (fake_cluster)
     FakeVpxaHost     one host: its VMs, its server, and switches to make it misbehave
-    FakeMigration    one migration as both its hosts see it; a test moves it on, or lets it run by itself
+    FakeMigration    one migration as both its hosts see it; moved on by a test, or by itself (fake_migration)
 
 It keeps the contract of proto/vpxa/v1 as far as vpxd can see it: power states, faults, masking, owner records.
 """
@@ -10,16 +10,18 @@ It keeps the contract of proto/vpxa/v1 as far as vpxd can see it: power states, 
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import grpc
 
 from proto.host.v1 import operations_pb2 as ops
+from proto.host.v1 import storage_pb2_grpc
 from proto.vim.v1 import host_pb2, vm_config_pb2
 from proto.vmotion.v1 import spec_pb2, status_pb2
 from proto.vpxa.v1 import service_pb2_grpc
 from runtime.faults import (
+    ConcurrentAccess,
     DuplicateName,
     FileLocked,
     FileNotFound,
@@ -34,56 +36,12 @@ from runtime.faults import (
 from runtime.rpc.faults import fault_to_proto
 from runtime.rpc.identity import Identity, Role
 from runtime.rpc.server import RpcServer, network_server
-from tests.framework.fake_migration import PHASES_TO_SUCCESS, FakeHome, FakeMigration, run_script
+from tests.framework.fake_cluster import GIB, FakeCluster, set_power
+from tests.framework.fake_host_storage import FakeHostStorage
+from tests.framework.fake_migration import DISK_BYTES, FakeHome, FakeMigration, run_script
 
 _Context = grpc.aio.ServicerContext[object, object]
 _ON, _OFF = host_pb2.POWER_STATE_POWERED_ON, host_pb2.POWER_STATE_POWERED_OFF
-GIB = 1024**3
-
-
-class FakeCluster:
-    """What the fake hosts share. `script`: the phases that a started migration goes through; None: the test does it."""
-
-    def __init__(self) -> None:
-        self.homes: dict[str, FakeHome] = {}
-        self.hosts: dict[str, FakeVpxaHost] = {}
-        self.migrations: dict[int, FakeMigration] = {}
-        self.script: tuple[status_pb2.MigrationPhase.ValueType, ...] | None = PHASES_TO_SUCCESS
-        self.shared = host_pb2.Datastore(
-            name="shared",
-            uuid=str(uuid.uuid4()),
-            capacity_bytes=100 * GIB,
-            free_bytes=50 * GIB,
-            accessible=True,
-        )
-        self._news = asyncio.Event()
-
-    def host(self, host_uuid: str) -> "FakeVpxaHost":
-        return next(host for host in self.hosts.values() if host.info.uuid == host_uuid)
-
-    def add(self, migration: FakeMigration) -> None:
-        self.migrations[migration.spec.migration_id] = migration
-        news, self._news = self._news, asyncio.Event()
-        news.set()
-
-    async def migration_of(self, vm_name: str, *, started: bool = True) -> FakeMigration:
-        """Waits until a migration of this VM that hasn't ended is there."""
-        while True:
-            for migration in self.migrations.values():
-                if migration.spec.vm.name == vm_name and not migration.ended and migration.started >= started:
-                    return migration
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), 0.05)
-
-    def unmask(self, migration: FakeMigration) -> None:
-        destination = self.host(migration.spec.destination.host_uuid)
-        source = self.host(migration.spec.source.host_uuid)
-        vm = host_pb2.VmState()
-        vm.CopyFrom(source.vms[migration.spec.vm.uuid])
-        vm.ClearField("lock")
-        vm.execution_state = host_pb2.EXECUTION_STATE_RUNNING
-        destination.vms[vm.uuid] = vm
-        destination.changed()
 
 
 @dataclass
@@ -114,6 +72,8 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
         """Listens, at the same address as before after a stop."""
         server = network_server(self.address, self.identity, frozenset({Role.VPXD}), f"vpxa@{self.info.name}")
         service_pb2_grpc.add_VpxaServicer_to_server(self, server.grpc)
+        storage = FakeHostStorage(self, self.cluster.files)
+        storage_pb2_grpc.add_HostStorageServicer_to_server(storage, server.grpc)
         await server.start()
         self._server, self.address = server, server.address
 
@@ -135,8 +95,24 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def put_vm(self, name: str, *, on: bool = False, ram_bytes: int = GIB) -> host_pb2.VmState:
-        """A VM that is just there, with its home on the shared datastore."""
+    def home_key(self, path: str) -> str:
+        """A home's key: paths on one datastore are the same on all hosts that see it."""
+        name = path[1:].partition("]")[0]
+        store = next((store for store in self.info.datastores if store.name == name), None)
+        return path if store is None or store.uuid == self.cluster.shared.uuid else f"{store.uuid} {path}"
+
+    def put_vm(
+        self,
+        name: str,
+        *,
+        on: bool = False,
+        ram_bytes: int = GIB,
+        datastore: str = "shared",
+        networks: Sequence[str] = (),
+        disks: int = 0,
+    ) -> host_pb2.VmState:
+        """A VM that is just there."""
+        folder = f"[{datastore}] {name}"
         config = vm_config_pb2.VmConfig(
             uuid=str(uuid.uuid4()),
             name=name,
@@ -146,11 +122,19 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
             cpu_model="qemu64",
             change_version=1,
         )
-        home = f"[shared] {name}/{name}.vmx"
-        self.cluster.homes[home] = FakeHome(config, self.info.uuid)
+        for number in range(disks):
+            config.disks.add(
+                key=2000 + number, path=f"{folder}/disk{number}.vmdk", capacity_bytes=DISK_BYTES, format=1
+            )
+        for number, network in enumerate(networks):
+            config.nics.add(
+                key=4000 + number, mac=f"02:00:00:00:00:{number:02x}", network=network, connected=True
+            )
+        home = f"{folder}/{name}.vmx"
+        self.cluster.homes[self.home_key(home)] = FakeHome(config, self.info.uuid)
         vm = self._state(config, home)
         if on:
-            _set_power(vm, on=True)
+            set_power(vm, on=True)
         self.vms[config.uuid] = vm
         self.changed()
         return vm
@@ -178,15 +162,15 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
     async def CreateVm(self, request: ops.CreateVmRequest, context: _Context) -> ops.VmResponse:
         await self._enter("CreateVm")
         home = f"[{request.datastore}] {request.config.name}/{request.config.name}.vmx"
-        if home in self.cluster.homes:
+        if self.home_key(home) in self.cluster.homes:
             raise DuplicateName("there is such a VM", kind="vm", name=request.config.name)
         request.config.change_version = 1
-        self.cluster.homes[home] = FakeHome(request.config, self.info.uuid)
+        self.cluster.homes[self.home_key(home)] = FakeHome(request.config, self.info.uuid)
         return self._answer(self._state(request.config, home))
 
     async def RegisterVm(self, request: ops.RegisterVmRequest, context: _Context) -> ops.VmResponse:
         await self._enter("RegisterVm")
-        home = self.cluster.homes.get(request.home)
+        home = self.cluster.homes.get(self.home_key(request.home))
         if home is None:
             raise FileNotFound("there is no such file", path=request.home)
         others = [host for host in self.cluster.hosts.values() if home.config.uuid in host.vms]
@@ -204,29 +188,31 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
     async def DestroyVm(self, request: ops.VmRequest, context: _Context) -> ops.EmptyResponse:
         await self._enter("DestroyVm")
         vm = self._vm(request.vm_uuid, _OFF)
-        del self.vms[vm.uuid], self.cluster.homes[vm.home]
+        del self.vms[vm.uuid], self.cluster.homes[self.home_key(vm.home)]
         self.changed()
         return ops.EmptyResponse()
 
     async def ReconfigureVm(self, request: ops.ReconfigureVmRequest, context: _Context) -> ops.VmResponse:
         await self._enter("ReconfigureVm")
         vm = self._vm(request.vm_uuid, _OFF)
+        if request.config.change_version != vm.config.change_version:
+            raise ConcurrentAccess("changed meanwhile", kind="vm", key=vm.uuid)
         vm.config.CopyFrom(request.config)
         vm.config.change_version += 1
         vm.name = vm.config.name
-        self.cluster.homes[vm.home].config.CopyFrom(vm.config)
+        self.cluster.homes[self.home_key(vm.home)].config.CopyFrom(vm.config)
         return self._answer(vm)
 
     async def PowerOnVm(self, request: ops.VmRequest, context: _Context) -> ops.VmResponse:
         await self._enter("PowerOnVm")
         vm = self._vm(request.vm_uuid, _OFF)
-        _set_power(vm, on=True)
+        set_power(vm, on=True)
         return self._answer(vm)
 
     async def PowerOffVm(self, request: ops.VmRequest, context: _Context) -> ops.VmResponse:
         await self._enter("PowerOffVm")
         vm = self._vm(request.vm_uuid, _ON)
-        _set_power(vm, on=False)
+        set_power(vm, on=False)
         return self._answer(vm)
 
     async def ResetVm(self, request: ops.VmRequest, context: _Context) -> ops.VmResponse:
@@ -244,6 +230,7 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
     async def PrepareDestination(
         self, request: ops.PrepareDestinationRequest, context: _Context
     ) -> ops.PrepareDestinationResponse:
+        self.cluster.make_home(request.spec)
         self.cluster.add(FakeMigration(request.spec, self.cluster))
         await self._enter("PrepareDestination")
         ticket = spec_pb2.DestinationTicket(
@@ -259,15 +246,18 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
 
     async def StartSource(self, request: ops.StartSourceRequest, context: _Context) -> ops.EmptyResponse:
         await self._enter("StartSource")
-        vm = self._vm(request.spec.vm.uuid, _ON)
         migration = self._migration(request.spec.migration_id)
-        migration.started = True
-        vm.execution_state = host_pb2.EXECUTION_STATE_EMIGRATING
-        vm.lock.operation, vm.lock.task = "emigrating", request.spec.task_id
-        if self.cluster.script is not None:
-            script = asyncio.create_task(run_script(migration, self.cluster.script))
-            self._scripts.add(script)
-        self.changed()
+        self._start(migration, "emigrating")
+        return ops.EmptyResponse()
+
+    async def StartRelocation(
+        self, request: ops.StartRelocationRequest, context: _Context
+    ) -> ops.EmptyResponse:
+        self.cluster.make_home(request.spec)
+        migration = FakeMigration(request.spec, self.cluster)
+        self.cluster.add(migration)
+        await self._enter("StartRelocation")
+        self._start(migration, "relocating")
         return ops.EmptyResponse()
 
     async def WatchMigration(
@@ -290,10 +280,12 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
         migration.canceled.add(self.info.name)
         if not migration.ended:
             migration.fail(RequestCanceled("canceled", phase=str(phase)))
+        if self.info.uuid == migration.spec.destination.host_uuid:
+            self.cluster.drop_home(migration.spec, new=True)
         vm = self.vms.get(migration.spec.vm.uuid)
         if vm is not None:
             vm.ClearField("lock")
-            vm.execution_state = host_pb2.EXECUTION_STATE_RUNNING
+            set_power(vm, on=vm.power_state == _ON)
         self.changed()
         return ops.EmptyResponse()
 
@@ -303,7 +295,11 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
         if migration.status.phase != status_pb2.MIGRATION_PHASE_SUCCEEDED:
             raise MigrationNotReady("it hasn't succeeded", reason="phase")
         migration.completed.add(self.info.name)
+        if migration.within_host:
+            self.vms[migration.spec.vm.uuid].ClearField("lock")
         if self.info.uuid == migration.spec.source.host_uuid:
+            self.cluster.drop_home(migration.spec, new=False)
+        if not migration.within_host and self.info.uuid == migration.spec.source.host_uuid:
             self.vms.pop(migration.spec.vm.uuid, None)
             self.changed()
             return ops.VmResponse()
@@ -317,7 +313,8 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
         is_source = self.info.uuid == migration.spec.source.host_uuid
         if is_source:
             self._started(request.migration_id)
-        home = self.cluster.homes[migration.spec.vm_home]
+        homes = self.cluster.homes_of(migration.spec)
+        home = homes[0] if is_source else homes[-1]
         answer = ops.QueryMigrationResponse(
             role=ops.MIGRATION_ROLE_SOURCE if is_source else ops.MIGRATION_ROLE_DESTINATION,
             status=migration.status,
@@ -327,6 +324,10 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
         if migration.fault is not None:
             answer.fault.CopyFrom(fault_to_proto(migration.fault, f"vmx@{self.info.name}"))
         return answer
+
+    async def enter(self, rpc: str) -> None:
+        """An rpc of this host begins: it is noted, held back and refused as the test has ordered."""
+        await self._enter(rpc)
 
     async def _enter(self, rpc: str) -> None:
         self.calls.append(rpc)
@@ -348,6 +349,17 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
                 "not in this power state", state=str(vm.power_state), required=str(required)
             )
         return vm
+
+    def _start(self, migration: FakeMigration, operation: str) -> None:
+        spec = migration.spec
+        vm = self._vm(spec.vm.uuid, _OFF if spec.powered_off else _ON)
+        migration.started = True
+        if not spec.powered_off:
+            vm.execution_state = host_pb2.EXECUTION_STATE_EMIGRATING
+        vm.lock.operation, vm.lock.task = operation, spec.task_id
+        if self.cluster.script is not None:
+            self._scripts.add(asyncio.create_task(run_script(migration)))
+        self.changed()
 
     def _migration(self, migration_id: int) -> FakeMigration:
         migration = self.cluster.migrations.get(migration_id)
@@ -412,8 +424,3 @@ def fake_host_info(name: str, number: int, cluster: FakeCluster) -> host_pb2.Hos
         datastores=[cluster.shared, local],
         version="0.1.0",
     )
-
-
-def _set_power(vm: host_pb2.VmState, *, on: bool) -> None:
-    vm.power_state = _ON if on else _OFF
-    vm.execution_state = host_pb2.EXECUTION_STATE_RUNNING if on else host_pb2.EXECUTION_STATE_OFF

@@ -189,6 +189,19 @@ class FakeVpxd(service_pb2_grpc.VpxdServicer):
         self._vm(request.vm)
         return service_pb2.CheckMigrateResponse(hosts=self.world.findings)
 
+    async def RelocateVm(self, request: Any, context: Context) -> task_pb2.TaskInfo:
+        return self._on_vm("RelocateVm", "VirtualMachine.relocate", request)
+
+    async def CheckRelocate(self, request: Any, context: Context) -> service_pb2.CheckMigrateResponse:
+        self._asked("CheckRelocate", request)
+        self._vm(request.vm)
+        return service_pb2.CheckMigrateResponse(hosts=self.world.findings)
+
+    async def RecommendHosts(self, request: Any, context: Context) -> service_pb2.RecommendHostsResponse:
+        self._asked("RecommendHosts", request)
+        self._vm(request.vm)
+        return service_pb2.RecommendHostsResponse()
+
     async def ReadConsole(
         self, request: Any, context: Context
     ) -> AsyncIterator[operations_pb2.ReadConsoleResponse]:

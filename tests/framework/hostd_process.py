@@ -10,18 +10,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import grpc
 
-from proto.host.v1 import operations_pb2
+from proto.host.v1 import operations_pb2, storage_pb2, storage_pb2_grpc
 from proto.hostd.v1 import service_pb2_grpc
 from proto.vim.v1 import host_pb2, vm_config_pb2
 from proto.vmotion.v1 import spec_pb2
 from runtime.rpc.channel import unix_channel
 from runtime.rpc.faults import remote_faults
+from runtime.rpc.upload import answer_of
 from tests.framework import fake_vmx
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,7 @@ class HostdHost:
         self.process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.aio.Channel | None = None
         self.hostd: service_pb2_grpc.HostdAsyncStub
+        self.storage: storage_pb2_grpc.HostStorageAsyncStub
 
     async def start(self) -> None:
         """Start hostd; returns when it serves."""
@@ -73,6 +75,7 @@ class HostdHost:
             )
         self._channel = unix_channel(self.run_directory / "hostd.sock")
         self.hostd = service_pb2_grpc.HostdStub(self._channel)
+        self.storage = storage_pb2_grpc.HostStorageStub(self._channel)
         await self.hostd.GetHost(
             operations_pb2.GetHostRequest(), timeout=_START_TIMEOUT_S, wait_for_ready=True
         )
@@ -98,8 +101,8 @@ class HostdHost:
         shutil.rmtree(self.run_directory, ignore_errors=True)
 
     def pids(self) -> Iterator[int]:
-        """Every vmx and guest that may live: fakes and real ones leave their pids in their run directories."""
-        for name in ("vmx.pid", "fake-guest.pid", "guest.pid"):
+        """Every vmx, guest and virtual switch that may live: fakes and real ones leave their pids in their run directories."""
+        for name in ("vmx.pid", "fake-guest.pid", "guest.pid", "vswitch.pid"):
             for path in self.run_directory.glob(f"*/{name}"):
                 yield int(path.read_text().split()[0])
 
@@ -192,9 +195,38 @@ class HostdHost:
         with remote_faults(self.name):
             return [status async for status in self.hostd.WatchMigration(request, timeout=60)]
 
+    async def browse(self, path: str) -> dict[str, storage_pb2.FileInfo]:
+        """BrowseFolder, by name."""
+        with remote_faults(self.name):
+            response = await self.storage.BrowseFolder(storage_pb2.FileRequest(path=path), timeout=20)
+        return {file.name: file for file in response.files}
+
+    async def upload(self, path: str, content: bytes, size_bytes: int | None = None) -> str:
+        """WriteFile; its SHA-256."""
+        with remote_faults(self.name):
+            response = await answer_of(
+                self.storage.WriteFile(upload_of(path, content, size_bytes), timeout=60)
+            )
+        return response.sha256
+
+    async def delete(self, path: str, *, recursive: bool = False) -> None:
+        """DeleteFile."""
+        with remote_faults(self.name):
+            await self.storage.DeleteFile(storage_pb2.FileRequest(path=path, recursive=recursive), timeout=20)
+
     async def tell_vmx(self, vm_uuid: str, line: str) -> None:
         """Tell the fake vmx of a VM to do something."""
         await fake_vmx.control(self.vmx_directory(vm_uuid), line)
+
+
+async def upload_of(
+    path: str, content: bytes, size_bytes: int | None = None
+) -> AsyncIterator[storage_pb2.WriteFileRequest]:
+    """The messages of an upload."""
+    size = len(content) if size_bytes is None else size_bytes
+    yield storage_pb2.WriteFileRequest(path=path, size_bytes=size)
+    for offset in range(0, len(content), MIB):
+        yield storage_pb2.WriteFileRequest(data=content[offset : offset + MIB])
 
 
 def small_vm(name: str, *, annotation: str = "", ram_mib: int = 64, vcpus: int = 1) -> vm_config_pb2.VmConfig:

@@ -77,6 +77,7 @@ class VmxHosts:
     ram_bytes: int = 128 << 20
     stamper_mib: int = 16
     rate_mib_s: int = 20
+    guest_cpu: vm_config_pb2.GuestCpu | None = None
     environment: dict[str, dict[str, str]] = field(default_factory=dict)
     started: list[VmxProcess] = field(default_factory=list)
     vm_uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
@@ -99,6 +100,7 @@ class VmxHosts:
             ram_bytes=self.ram_bytes,
             machine_type="pc-q35-7.2",
             cpu_model="qemu64",
+            guest_cpu=self.guest_cpu,
             boot=vm_config_pb2.Boot(
                 kernel_command_line=kernel_command_line(
                     stamper_mib=self.stamper_mib, rate=self.rate_mib_s, sweep_mib_s=64

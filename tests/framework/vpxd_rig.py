@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from proto.vim.v1 import task_pb2, vm_config_pb2
-from proto.vpxd.v1 import inventory_pb2, service_pb2, service_pb2_grpc
+from proto.vpxd.v1 import clusters_pb2_grpc, inventory_pb2, service_pb2, service_pb2_grpc, storage_pb2_grpc
 from runtime.faults import VimFault
 from runtime.rpc.channel import network_channel
 from runtime.rpc.enrollment import join
 from runtime.rpc.faults import fault_from_proto, remote_faults
 from runtime.rpc.identity import Identity, Role
-from tests.framework.fake_vpxa import GIB, FakeCluster, FakeVpxaHost, fake_host_info
+from tests.framework.fake_cluster import GIB, FakeCluster
+from tests.framework.fake_vpxa import FakeVpxaHost, fake_host_info
 from vpxd.config import Config
 from vpxd.migration.parts import Patience
 from vpxd.server import VpxdServer
 
 T = TypeVar("T")
-FAST = Patience(lost_s=0.4, undecided_s=1.5, complete_s=1.0, complete_source_s=0.4, pause_s=0.05)
+FAST = Patience(
+    lost_s=0.4, undecided_s=1.5, complete_s=1.0, complete_source_s=0.4, pause_s=0.05, cancel_s=0.4
+)
 DEADLINE_S = 20.0
 
 
@@ -43,6 +46,8 @@ class VpxdRig:
         self._stack = contextlib.AsyncExitStack()
         self.server: VpxdServer
         self.stub: service_pb2_grpc.VpxdAsyncStub
+        self.storage: storage_pb2_grpc.StorageAsyncStub
+        self.clusters: clusters_pb2_grpc.ClustersAsyncStub
 
     async def start(self) -> None:
         """Starts vpxd and connects the client."""
@@ -53,6 +58,8 @@ class VpxdRig:
         channel = network_channel(self.server.address, identity, Role.VPXD, "vpxd")
         self._stack.push_async_callback(channel.close)
         self.stub = service_pb2_grpc.VpxdStub(channel)
+        self.storage = storage_pb2_grpc.StorageStub(channel)
+        self.clusters = clusters_pb2_grpc.ClustersStub(channel)
 
     async def stop(self) -> None:
         """Ends vpxd in good order."""

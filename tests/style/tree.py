@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-DAEMONS = ("vpxd", "vpxa", "hostd", "vmx")
+DAEMONS = ("vpxd", "vpxa", "hostd", "vmx", "vswitch")
 
 
 @dataclass(frozen=True)

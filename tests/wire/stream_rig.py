@@ -1,4 +1,4 @@
-"""Two connected ends of a stream with real guest memories, for tests; a recording relay between them where wanted."""
+"""Two connected ends of a stream with real guest memories and fake disks; a recording relay between where wanted."""
 
 import asyncio
 import contextlib
@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import numpy as np
 
+from tests.framework.fake_disk_sink import FakeDiskSink
 from tests.wire.recording_relay import RecordingRelay, Tamper, recording_relay
 from vmx.guest.memory import GuestMemory
 from vmx.guest.pages import PAGE_BYTES, PageRuns, runs_from_bool
 from vmx.stream import (
     DestinationStreams,
+    DiskExtent,
     Encryption,
     IterationSent,
     ReceiverSpec,
@@ -72,6 +74,7 @@ class Rig:
     destination: DestinationStreams
     relay: RecordingRelay | None
     secret: StreamSecret
+    sinks: dict[int, FakeDiskSink]
 
     async def send(self, iteration: int, runs: PageRuns) -> IterationSent:
         with self.source_memory.mapped(writable=False) as mapped:
@@ -97,24 +100,32 @@ class Wiring:
     tamper: Tamper | None = None
     bandwidth_bytes_per_s: int = 0
     timeouts: StreamTimeouts = DEFAULT_TIMEOUTS
+    disks: tuple[DiskExtent, ...] = ()
+    disk_channel_count: int = 2
+    has_memory: bool = True
 
 
 @contextlib.asynccontextmanager
 async def rig(wiring: Wiring = Wiring()) -> AsyncIterator[Rig]:
     secret = new_secret()
     async with contextlib.AsyncExitStack() as stack:
+        sinks = {disk.key: FakeDiskSink(disk.capacity_bytes) for disk in wiring.disks}
+        channel_count = wiring.channel_count if wiring.has_memory else 0
         source_memory = stack.enter_context(guest_memory())
         destination_memory = stack.enter_context(guest_memory())
         spec = ReceiverSpec(
             secret,
             DESTINATION,
             (SOURCE,),
-            wiring.channel_count,
+            channel_count,
             wiring.encryption,
             wiring.keep_digests,
             wiring.timeouts,
+            wiring.disks,
+            wiring.disk_channel_count,
         )
-        destination = DestinationStreams.listen(spec, destination_memory)
+        memory = destination_memory if wiring.has_memory else None
+        destination = DestinationStreams.listen(spec, memory, sinks)
         stack.push_async_callback(destination.close)
         address, port, relay = DESTINATION, destination.port, None
         if wiring.tamper is not None:
@@ -127,14 +138,18 @@ async def rig(wiring: Wiring = Wiring()) -> AsyncIterator[Rig]:
             SOURCE,
             address,
             port,
-            RAM_BYTES,
-            wiring.channel_count,
+            RAM_BYTES if wiring.has_memory else 0,
+            channel_count,
             wiring.encryption,
             bandwidth_bytes_per_s=wiring.bandwidth_bytes_per_s,
             timeouts=wiring.timeouts,
+            disks=wiring.disks,
+            disk_channel_count=wiring.disk_channel_count,
         )
         accepting = asyncio.create_task(destination.accept(TIMEOUT_S))
         source = await SourceStreams.connect(stream_spec)
         stack.push_async_callback(source.close)
         await accepting
-        yield Rig(source_memory, destination_memory, source, destination, relay, secret)
+        for sink in sinks.values():  # a stalled disk must not hold up the end
+            stack.callback(sink.flow.set)
+        yield Rig(source_memory, destination_memory, source, destination, relay, secret, sinks)

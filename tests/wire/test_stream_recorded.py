@@ -11,9 +11,10 @@ from vmx.stream import frames, handshake
 from vmx.stream.errors import RecordForged
 from vmx.stream.frames import ControlCode, ControlMessage, FrameHeader, FrameType
 from vmx.stream.handshake import Hello
-from vmx.stream.recorded import ConnectionRecording, IterationRecord, RecordingError, check_recording
+from vmx.stream.recorded import ConnectionRecording, IterationRecord, check_recording
+from vmx.stream.recorded_disks import DiskWrite, RecordingError
 from vmx.stream.records import Sealer
-from vmx.stream.spec import Encryption, StreamSecret
+from vmx.stream.spec import DiskExtent, Encryption, StreamSecret
 
 SECRET = StreamSecret(99, secrets.token_bytes(32), secrets.token_bytes(32))
 PAGE_COUNT = 64
@@ -33,12 +34,19 @@ def seal(sealer: Sealer, sent: Sequence[Frame]) -> bytes:
 
 
 def record(
-    index: int, forth: Sequence[Frame], back: Sequence[Frame] = (), count: int = 2
+    index: int, forth: Sequence[Frame], back: Sequence[Frame] = (), count: int = 2, disk_count: int = 0
 ) -> ConnectionRecording:
     hello = handshake.encode_hello(
-        Hello(index, count, SECRET.migration_id, Encryption.AES_256_GCM, secrets.token_bytes(32))
+        Hello(
+            index,
+            count,
+            SECRET.migration_id,
+            Encryption.AES_256_GCM,
+            secrets.token_bytes(32),
+            disk_channel_count=disk_count,
+        )
     )
-    challenge, transcript = handshake.encode_challenge(SECRET, hello, 1, secrets.token_bytes(32))
+    challenge, transcript = handshake.encode_challenge(SECRET, hello, 2, secrets.token_bytes(32))
     keys = handshake.session_keys(SECRET, transcript)
     return ConnectionRecording(
         hello + handshake.encode_proof(SECRET, transcript) + seal(Sealer(index, keys.to_destination), forth),
@@ -116,6 +124,101 @@ BROKEN = {
 def test_check_recording_broken_rule_raises(recordings: list[ConnectionRecording]) -> None:
     with pytest.raises(RecordingError):
         check_recording(SECRET, PAGE_COUNT, recordings)
+
+
+DISKS = (DiskExtent(0, 1 << 20), DiskExtent(7, 4096))
+NO_MEMORY = say(ControlCode.LAYOUT, 0)
+ANNOUNCED = [NO_MEMORY, frames.disks_frame(DISKS)]
+
+
+def data(offset: int, length: int = 512, barrier: int = 0, key: int = 0) -> Frame:
+    return FrameHeader(FrameType.DISK_DATA, length, barrier, key, offset, length), bytes(length)
+
+
+def disk_sync(byte_count: int, frame_count: int, barrier: int = 0, final: int = 0) -> Frame:
+    return FrameHeader(FrameType.DISK_SYNC, 0, barrier, final, byte_count, frame_count), b""
+
+
+def disk_ack(byte_count: int, frame_count: int, barrier: int = 0, final: int = 0) -> Frame:
+    return FrameHeader(FrameType.DISK_SYNC_ACK, 0, barrier, final, byte_count, frame_count), b""
+
+
+def write(number: int, offset: int = 0, key: int = 7) -> Frame:
+    return FrameHeader(FrameType.MIRROR_WRITE, 512, number, key, offset, 512), bytes(512)
+
+
+def zero(number: int) -> Frame:
+    return FrameHeader(FrameType.MIRROR_ZERO, 0, number, 7, 0, 4096), b""
+
+
+def reply(number: int, code: int = 0) -> Frame:
+    return FrameHeader(FrameType.MIRROR_REPLY, 0, number, code), b""
+
+
+READY = say(ControlCode.READY)
+DISK_CONTROL = [disk_ack(1536, 2), disk_ack(0, 0, 1, 1), READY]
+DISK_FIRST = [data(0), disk_sync(512, 1), disk_sync(0, 0, 1, 1)]
+DISK_SECOND = [data(1024, 1024), disk_sync(1024, 1), disk_sync(0, 0, 1, 1)]
+MIRROR = ([write(0, 512), zero(1)], [reply(1), reply(0)])
+
+
+def disk_stream(
+    back: Sequence[Frame] = DISK_CONTROL,
+    first: Sequence[Frame] = DISK_FIRST,
+    second: Sequence[Frame] = DISK_SECOND,
+    mirror: tuple[Sequence[Frame], Sequence[Frame]] = MIRROR,
+    forth: Sequence[Frame] = ANNOUNCED,
+) -> list[ConnectionRecording]:
+    return [
+        record(0, forth, back, 0, 2),
+        record(1, first, count=0, disk_count=2),
+        record(2, second, count=0, disk_count=2),
+        record(3, *mirror, count=0, disk_count=2),
+    ]
+
+
+def test_check_recording_good_disks_are_told() -> None:
+    found = check_recording(SECRET, 0, disk_stream(), DISKS).disks
+    assert found.bulk == (DiskWrite(0, 0, 512), DiskWrite(0, 1024, 1024))
+    assert found.mirrored == (DiskWrite(7, 512, 512), DiskWrite(7, 0, 4096))
+    assert found.barriers == 2
+
+
+BROKEN_DISKS = {
+    "not_announced": disk_stream(forth=[NO_MEMORY]),
+    "announced_twice": disk_stream(forth=[*ANNOUNCED, ANNOUNCED[1]]),
+    "other_disks_announced": disk_stream(forth=[NO_MEMORY, frames.disks_frame(DISKS[:1])]),
+    "range_sent_twice": disk_stream(second=[data(0, 1024), *DISK_SECOND[1:]]),
+    "disk_sync_counts_wrong": disk_stream(first=[data(0), disk_sync(512, 2), *DISK_FIRST[2:]]),
+    "barrier_left_out": disk_stream(first=[data(0, barrier=1), disk_sync(512, 1, 1)]),
+    "barrier_does_not_end": disk_stream(first=[*DISK_FIRST[:2], data(0, barrier=1)]),
+    "data_after_the_final_barrier": disk_stream(first=[*DISK_FIRST, disk_sync(0, 0, 2)]),
+    "final_for_one_channel": disk_stream(first=[*DISK_FIRST[:2], disk_sync(0, 0, 1, 0)]),
+    "barriers_differ": disk_stream(first=DISK_FIRST[:2]),
+    "disk_ack_missing": disk_stream(back=DISK_CONTROL[:1]),
+    "disk_ack_counts_wrong": disk_stream(back=[disk_ack(512, 2), *DISK_CONTROL[1:]]),
+    "ready_before_the_final_ack": disk_stream(back=[DISK_CONTROL[0], READY, DISK_CONTROL[1]]),
+    "mirror_frame_on_a_disk_channel": disk_stream(first=[write(0), *DISK_FIRST]),
+    "disk_channel_answers": [*disk_stream()[:2], record(2, DISK_SECOND, [reply(0)], 0, 2), disk_stream()[3]],
+    "data_on_the_mirror": disk_stream(mirror=([data(0)], [])),
+    "request_left_out": disk_stream(mirror=([write(1)], [reply(1)])),
+    "request_unanswered_at_the_end": disk_stream(mirror=([write(0)], [])),
+    "request_failed_at_the_end": disk_stream(mirror=([write(0)], [reply(0, 1)])),
+    "answered_twice": disk_stream(mirror=([write(0), write(1)], [reply(0), reply(0)])),
+    "answer_to_nothing": disk_stream(mirror=([], [reply(0)])),
+    "mirror_missing": disk_stream()[:3],
+}
+
+
+@pytest.mark.parametrize("recordings", BROKEN_DISKS.values(), ids=BROKEN_DISKS.keys())
+def test_check_recording_broken_rule_of_disks_raises(recordings: list[ConnectionRecording]) -> None:
+    with pytest.raises(RecordingError):
+        check_recording(SECRET, 0, recordings, DISKS)
+
+
+def test_check_recording_disks_nobody_knows_of_raise() -> None:
+    with pytest.raises(RecordingError):
+        check_recording(SECRET, PAGE_COUNT, stream(control=([LAYOUT, ANNOUNCED[1]], [ack(3)])))
 
 
 def test_check_recording_cut_within_a_frame_raises() -> None:

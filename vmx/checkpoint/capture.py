@@ -58,6 +58,10 @@ _RECEIVE_BYTES = 256 * 1024
 _LETS_GO_EVERY_S = 0.005
 
 
+# Status and state of QEMU's migration between the vCPUs' stop and the saving (capability pause-before-switchover).
+_PAUSED = "pre-switchover"
+
+
 class CaptureState(StrEnum):
     """Where a capture is."""
 
@@ -117,12 +121,23 @@ class CheckpointCapture:
     Entering prepares QEMU and costs the guest nothing. Leaving frees the socket and does nothing to the guest:
     one that was stopped stays so, until `cancel` or until it is handed over.
 
+    With `pauses`, QEMU waits between the vCPUs' stop and the saving until `save` is called: what must happen to its
+    disks after the guest's last write and before QEMU lets go of them, happens there.
+
     :raises CaptureFailed: on entering, where the socket can't be made.
     :raises QmpFailure: on entering, where QEMU refuses.
     """
 
-    def __init__(self, qmp: QmpConnection, socket_path: Path, limits: CaptureLimits | None = None) -> None:
+    def __init__(
+        self,
+        qmp: QmpConnection,
+        socket_path: Path,
+        limits: CaptureLimits | None = None,
+        *,
+        pauses: bool = False,
+    ) -> None:
         self._qmp = qmp
+        self._pauses = pauses
         self._socket_path = socket_path
         self._limits = limits or CaptureLimits()
         self._run_control = RunControl(qmp)
@@ -142,7 +157,7 @@ class CheckpointCapture:
 
     async def __aenter__(self) -> CheckpointCapture:
         async with contextlib.AsyncExitStack() as resources:
-            await _set_capabilities(self._qmp)
+            await _set_capabilities(self._qmp, pauses=self._pauses)
             try:
                 self._listener = await asyncio.to_thread(listening_on, self._socket_path)
             except OSError as error:
@@ -189,6 +204,9 @@ class CheckpointCapture:
         self._require("save", CaptureState.STOPPED)
         assert self._receiving is not None, "started by stop_guest()"
         with self._failing():
+            if self._pauses:
+                await self._wait_for_status(_PAUSED)
+                await self._qmp.execute("migrate-continue", {"state": _PAUSED})
             await self._wait_for_status("completed")
             device_state = await self._received(self._receiving)
             save_ms = (time.monotonic_ns() - self._stopped_ns) / 1e6
@@ -300,8 +318,8 @@ class CheckpointCapture:
             raise
 
 
-async def _set_capabilities(qmp: QmpConnection) -> None:
-    wanted = {"x-ignore-shared": True, "events": True, "pause-before-switchover": False}
+async def _set_capabilities(qmp: QmpConnection, *, pauses: bool) -> None:
+    wanted = {"x-ignore-shared": True, "events": True, "pause-before-switchover": pauses}
     capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
     await qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
 

@@ -32,6 +32,8 @@ from vmx.guest.run_control import RunControl
 __all__ = ["CheckpointRestore", "GuestResume", "RestoreState", "StateLoad"]
 
 STEP_DEADLINE_S = 10.0
+# late-block-activate: a source that may still have to resume holds its disks until `cont` here takes them over.
+_CAPABILITIES = ("x-ignore-shared", "events", "late-block-activate")
 
 
 class RestoreState(StrEnum):
@@ -91,8 +93,10 @@ class CheckpointRestore:
 
     async def __aenter__(self) -> CheckpointRestore:
         async with contextlib.AsyncExitStack() as resources:
-            capabilities = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+            capabilities = [{"capability": name, "state": True} for name in _CAPABILITIES]
             await self._qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
+            # QEMU would announce the guest when its state is loaded, which is before it is ours.
+            await self._qmp.execute("migrate-set-parameters", {"announce-rounds": 0})
             self._events = resources.enter_context(self._qmp.subscribe("MIGRATION"))
             await asyncio.to_thread(self._socket_path.unlink, missing_ok=True)
             await self._qmp.execute("migrate-incoming", {"uri": uri_of(self._socket_path)})

@@ -26,7 +26,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from vmx.guest import disk_devices
+from vmx.guest.cpu_model import FixedCpu, cpu_option
 from vmx.guest.errors import GuestSpecError
+from vmx.guest.nic_devices import NicDevice, nic_arguments
 
 __all__ = ["Accelerator", "GuestDescriptors", "GuestSpec", "build_command_line", "escape_option_value"]
 
@@ -51,8 +54,8 @@ class GuestSpec:
     """All that makes up a guest's process, except its descriptors. Checked when it is made.
 
     `machine_type` is versioned (`pc-q35-7.2`), because the newest machine of two QEMU versions is not one
-    machine. Without a kernel only the firmware runs. The sockets lie in `run_dir`, which only vmx's user
-    may enter: whoever can connect to them rules the guest.
+    machine. Without a kernel it boots from its first disk; without one, only the firmware runs. The sockets lie in
+    `run_dir`, which only vmx's user may enter: whoever can connect to them rules the guest.
 
     :raises GuestSpecError: naming the field that is not fit.
     """
@@ -71,6 +74,9 @@ class GuestSpec:
     initrd_path: Path | None = None
     kernel_command_line: str = ""
     incoming: bool = False
+    disks: tuple[disk_devices.DiskDevice, ...] = ()
+    nics: tuple[NicDevice, ...] = ()
+    cpu: FixedCpu | None = None  # fixed at power-on; None: `cpu_model` as QEMU makes it
 
     def __post_init__(self) -> None:
         if not _UUID.fullmatch(self.vm_uuid):
@@ -85,6 +91,7 @@ class GuestSpec:
             raise GuestSpecError("machine_type", f"{self.machine_type!r} is not a machine's name")
         if not _CPU_MODEL.fullmatch(self.cpu_model):
             raise GuestSpecError("cpu_model", f"{self.cpu_model!r} is not a CPU model with features")
+        disk_devices.check_disks(self.disks)
         self._check_boot()
         self._check_paths()
 
@@ -144,7 +151,7 @@ def build_command_line(qemu_binary: Path, spec: GuestSpec, descriptors: GuestDes
         f"{spec.machine_type},memory-backend=ram0,usb=off,vmport=off,dump-guest-core=off,suppress-vmdesc=on",
     ]
     arguments += ["-accel", "tcg,thread=multi" if spec.accelerator is Accelerator.TCG else "kvm"]
-    arguments += ["-cpu", spec.cpu_model]
+    arguments += ["-cpu", cpu_option(spec.cpu_model, spec.cpu)]
     arguments += ["-smp", f"cpus={spec.vcpus},maxcpus={spec.vcpus}"]
     arguments += ["-m", f"size={spec.ram_bytes}B"]
     arguments += [
@@ -160,6 +167,8 @@ def build_command_line(qemu_binary: Path, spec: GuestSpec, descriptors: GuestDes
             arguments += ["-initrd", str(spec.initrd_path)]
         if spec.kernel_command_line:
             arguments += ["-append", spec.kernel_command_line]
+    arguments += disk_devices.arguments(spec.disks, boots_from_disk=spec.kernel_path is None)
+    arguments += nic_arguments(spec.nics)
     if spec.incoming:
         arguments += ["-incoming", "defer"]
     arguments += ["-S"]

@@ -19,6 +19,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -191,6 +193,21 @@ class QmpConnection:
         except ConnectError as error:
             raise QmpConnectFailed(str(socket_path), str(error)) from error
         return cls(client, _version_of(client))
+
+    async def pass_descriptor(self, descriptor: int, name: str) -> None:
+        """Give QEMU a duplicate of `descriptor`, which it keeps under `name` (`getfd`) until it ends.
+
+        :raises QmpFailure: it was refused, or the connection has ended.
+        """
+        if self._lost_because is not None:
+            raise QmpConnectionLost("getfd", self._lost_because)
+        # The library's own way asks for an asyncio socket's inside, which uvloop's doesn't have.
+        writer = self._client._writer
+        assert writer is not None, "connected"
+        fileno = writer.transport.get_extra_info("socket").fileno()
+        with socket.socket(fileno=os.dup(fileno)) as duplicate:
+            socket.send_fds(duplicate, [b" "], [descriptor])
+        await self.execute("getfd", {"fdname": name})
 
     async def execute(
         self,

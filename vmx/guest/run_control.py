@@ -7,15 +7,26 @@ asks for the state, and waits for the event only if the state is not the wanted 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vmx.guest.errors import QmpBadReply
+import structlog
+
+from vmx.guest.errors import QmpBadReply, QmpFailure
+from vmx.guest.nic_devices import NicDevice
 from vmx.guest.qmp import QmpConnection, QmpEvent
 
 __all__ = ["PowerState", "RunControl", "RunState"]
 
 ORDER_DEADLINE_S = 10.0
+# At once, then after 50, 100, 150 ... ms: whoever has missed one of them hears the next.
+_ANNOUNCE_ROUNDS = 8
+_ANNOUNCE_MS = {"initial": 50, "max": 550, "step": 50}
+# It is on the way of a guest that has just gone on: a monitor that hangs must not hold that up.
+_ANNOUNCE_DEADLINE_S = 1.0
+
+_log = structlog.get_logger(__name__)
 
 
 class RunState(StrEnum):
@@ -107,6 +118,31 @@ class RunControl:
         with self._qmp.subscribe("RESET") as events:
             await self._qmp.execute("system_reset")
             await events.next(ORDER_DEADLINE_S)
+
+    async def announce(self, nics: Collection[NicDevice]) -> None:
+        """Tells the network where the guest is: a RARP frame from each NIC's MAC now and again for two seconds, and
+        the guest's own gratuitous ARP where its driver has it (VIRTIO_NET_F_GUEST_ANNOUNCE).
+
+        For a guest that has just gone on, here or here again: virtual switches find it by these frames. Never raises
+        for what QEMU says, since the guest runs whether it is announced or not.
+        """
+        if not any(nic.connected for nic in nics):
+            return
+        try:
+            await self._qmp.execute(
+                "announce-self", {**_ANNOUNCE_MS, "rounds": _ANNOUNCE_ROUNDS}, deadline_s=_ANNOUNCE_DEADLINE_S
+            )
+        except QmpFailure as error:
+            _log.warning("guest_not_announced", reason=str(error))
+
+    async def unplug(self, nics: Collection[NicDevice]) -> None:
+        """Takes the carrier from the NICs that aren't connected: without a backend QEMU would still show one.
+
+        :raises QmpFailure: see :meth:`QmpConnection.execute`.
+        """
+        for nic in nics:
+            if not nic.connected:
+                await self._qmp.execute("set_link", {"name": nic.device_id, "up": False})
 
     async def press_power_button(self) -> None:
         """Tells the guest to shut itself down (ACPI); whether and when it does is its own affair.

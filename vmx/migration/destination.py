@@ -7,7 +7,6 @@ that happens to this session ends it.
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,31 +17,31 @@ from runtime.faults import MigrationFault, NotOwner, VimFault, VMotionNotConfigu
 from runtime.ondisk.owner_record import OwnerRecord
 from runtime.ondisk.run_lock import RunLock
 from vmx.checkpoint.restore import CheckpointRestore
+from vmx.disk.contract import DiskLayout
+from vmx.disk.extent import ExtentWriter
 from vmx.faults import guest_died
 from vmx.files import VmFiles
 from vmx.guest.errors import GuestDied, QmpFailure
 from vmx.guest.process import GuestProcess
+from vmx.guest.run_control import RunControl
 from vmx.migration.destination_hand_over import DestinationHandOver, Stake
-from vmx.migration.order import MigrationOrder, Ticket, Verification
+from vmx.migration.order import MigrationOrder, Ticket
 from vmx.migration.phases import DESTINATION_MOVES, DestinationPhase
 from vmx.migration.session import Session
+from vmx.migration.streams import destination_spec, new_token
 from vmx.migration.switchover import DestinationState
 from vmx.stream import (
     ControlCode,
     ControlMessage,
     DestinationStreams,
     DeviceStateChunk,
-    ReceiverSpec,
     StreamError,
-    StreamSecret,
 )
 from vmx.stream.errors import ListenFailed
-from vmx.stream.spec import Encryption
 from vmx.threads import in_thread
 
 # Prepared, and nobody comes: the real system's guard of a prepared destination.
 PREPARE_GUARD_S = 90.0
-_TOKEN_BYTES = 32
 _FAREWELL_S = 1.0
 _INTERRUPTIBLE = frozenset({DestinationPhase.LISTEN, DestinationPhase.RECEIVE, DestinationPhase.RESTORE})
 
@@ -50,8 +49,22 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
+class DestinationDisk:
+    """A disk that moves here: its extent, which is there, empty."""
+
+    key: int
+    extent_path: Path
+    layout: DiskLayout
+
+    def writer(self) -> ExtentWriter:
+        """:raises DiskError: the extent isn't as it should be."""
+        return ExtentWriter(self.extent_path, self.layout)
+
+
+@dataclass(frozen=True)
 class DestinationGuest:
-    """What the VM lends to its migration. `end_process` ends QEMU for good; `on_resumed` de-masks the VM."""
+    """What the VM lends to its migration. `end_process` ends QEMU for good; `on_resumed` de-masks the VM. `disks` are
+    those that move."""
 
     process: GuestProcess
     files: VmFiles
@@ -60,6 +73,7 @@ class DestinationGuest:
     run_dir: Path
     end_process: Callable[[], Awaitable[None]]
     on_resumed: Callable[[], None]
+    disks: tuple[DestinationDisk, ...] = ()
 
 
 class DestinationMigration(Session[DestinationPhase]):
@@ -80,29 +94,23 @@ class DestinationMigration(Session[DestinationPhase]):
         :raises VMotionNotConfigured: the address can't be bound.
         :raises CheckpointError: QEMU can't take a state.
         """
-        order, options = self.order, self.order.options
+        order = self.order
         record = self._guest.record
         if record.owner_host_uuid != order.source.host_uuid:
             message = "The owner record doesn't name the migration's source."
             raise NotOwner(message, phase="prepare", owner=record.owner_host_uuid, epoch=record.epoch)
-        token = secrets.token_bytes(_TOKEN_BYTES)
-        spec = ReceiverSpec(
-            secret=StreamSecret(order.migration_id, order.key, token),
-            listen_address=order.destination.vmotion_address,
-            source_addresses=(order.source.vmotion_address,),
-            channel_count=options.streams,
-            encryption=Encryption.AES_256_GCM if options.encrypted else Encryption.DISABLED,
-            keep_digests=options.verification is not Verification.OFF,
-            timeouts=options.timeouts,
-        )
+        token = new_token()
         process = self._guest.process
         async with contextlib.AsyncExitStack() as resources:
             self._restore = CheckpointRestore(process.qmp, self._guest.run_dir / "state-in.sock")
             await resources.enter_async_context(self._restore)
             # QEMU is up: whatever its start has put into guest RAM goes, so that what isn't sent reads as zeros.
             await in_thread(process.memory.clear)
+            sinks = {disk.key: resources.enter_context(disk.writer()) for disk in self._guest.disks}
             try:
-                self._streams = DestinationStreams.listen(spec, process.memory)
+                self._streams = DestinationStreams.listen(
+                    destination_spec(order, token), process.memory, sinks
+                )
             except ListenFailed as error:
                 message = f"{order.destination.name} can't listen on its vMotion address: {error}"
                 raise VMotionNotConfigured(message, phase="prepare", host=order.destination.name) from error
@@ -156,9 +164,10 @@ class DestinationMigration(Session[DestinationPhase]):
             guest.files,
             guest.record,
             guest.run_lock,
-            self._resume,
-            guest.end_process,
-            guest.process.wait_exit,
+            parted=self.order.moves_home,
+            resume_guest=self._resume,
+            end_guest=guest.end_process,
+            guest_ended=guest.process.wait_exit,
         )
         self._hand_over = DestinationHandOver(self.order, stake, self._streams)
         await self._hand_over.take_over()
@@ -172,6 +181,8 @@ class DestinationMigration(Session[DestinationPhase]):
     async def _resume(self) -> None:
         assert self._restore is not None, "made by prepare()"
         await self._restore.resume()
+        process = self._guest.process
+        await RunControl(process.qmp).announce(process.spec.nics)
         self._guest.on_resumed()
 
     def _raise_if_destroyed(self) -> None:

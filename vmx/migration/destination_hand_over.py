@@ -6,26 +6,21 @@ A storage that stalls is waited for, however long: whoever gave up here would le
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-
-import structlog
+from dataclasses import dataclass, field
 
 from runtime.failpoint import failpoint
 from runtime.faults import (
-    CannotAccessFile,
     FileLocked,
-    FileNotFound,
     MemoryVerificationFailed,
     NotOwner,
     VimFault,
 )
 from runtime.ondisk import owner_record
 from runtime.ondisk.owner_record import OwnerRecord
-from runtime.ondisk.run_lock import RunLock
 from vmx.checkpoint.errors import CheckpointError
-from vmx.files import VmFiles
 from vmx.guest.errors import GuestError
 from vmx.migration import failpoints
+from vmx.migration.hand_over import STORAGE_ERRORS, Claim, HandOverSide
 from vmx.migration.order import MigrationOrder
 from vmx.migration.switchover import (
     DESTINATION_RUNS,
@@ -41,35 +36,33 @@ from vmx.stream.verify import DigestTable
 _LOCK_DEADLINE_S = 10.0
 _LOCK_EVERY_S = 0.001
 _STORAGE_EVERY_S = 0.2
-_STORAGE_ERRORS = (CannotAccessFile, FileNotFound, OSError)
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Stake:
-    """What is taken over: `record` is as it was at Prepare, naming the source. `guest_ended` returns when QEMU has."""
+class Stake(Claim):
+    """What is taken over. `guest_ended` returns when QEMU has."""
 
-    files: VmFiles
-    record: OwnerRecord
-    run_lock: RunLock
-    resume_guest: Callable[[], Awaitable[object]]
-    end_guest: Callable[[], Awaitable[None]]
-    guest_ended: Callable[[], Awaitable[object]]
+    resume_guest: Callable[[], Awaitable[object]] = field(kw_only=True)
+    end_guest: Callable[[], Awaitable[None]] = field(kw_only=True)
+    guest_ended: Callable[[], Awaitable[object]] = field(kw_only=True)
 
 
-class DestinationHandOver:
-    """One take-over. After `take_over` the state is RUNNING or DESTROYED; after `settle` SETTLED or DESTROYED."""
+class DestinationHandOver(HandOverSide[DestinationState, DestinationEvent, DestinationAction]):
+    """One take-over. After `take_over` the state is RUNNING or DESTROYED; after `settle` SETTLED or DESTROYED.
+
+    Where the homes are parted, COMMIT is the source's durable word, and this side's record becomes "mine" by it before
+    anything may run. Giving up and giving back are written into this side's record only: vpxd brings the source what
+    the connection doesn't.
+    """
 
     def __init__(self, order: MigrationOrder, stake: Stake, streams: DestinationStreams) -> None:
-        self.state = DestinationState.LOADING
-        self.failure: BaseException | None = None
+        super().__init__(DestinationState.LOADING, destination_step)
         self._order = order
         self._stake = stake
         self._streams = streams
         self._record = stake.record
         self._deadline_s = 0.0
-        self._last_note = ""
+        self._committed_epoch = 0
 
     @property
     def has_guest(self) -> bool:
@@ -125,6 +118,7 @@ class DestinationHandOver:
             ready, running = DestinationState.READY, DestinationState.RUNNING
             match received.code:
                 case ControlCode.COMMIT if self.state is ready:
+                    self._committed_epoch = received.value
                     return DestinationEvent.COMMIT
                 case ControlCode.DIGESTS_WANTED:
                     await self._streams.control.send_digests(self._digests())
@@ -164,25 +158,7 @@ class DestinationHandOver:
             raise StreamError("digests were asked for, but the migration isn't verified")
         return digests
 
-    def _note(self, error: BaseException) -> None:
-        if self.failure is None:
-            self.failure = error
-        if str(error) != self._last_note:  # a stall is asked about five times a second, and told once
-            self._last_note = str(error)
-            _log.warning("hand_over_disturbed", state=self.state.name, reason=str(error))
-
     # ---- actions
-
-    async def _drive(self, event: DestinationEvent | None) -> None:
-        while event is not None:
-            before = self.state
-            self.state, actions = destination_step(self.state, event)
-            _log.info("hand_over_step", before=before.name, cause=event.name, state=self.state.name)
-            event = None
-            for action in actions:
-                event = await self._perform(action)
-                if event is not None:
-                    break
 
     async def _perform(self, action: DestinationAction) -> DestinationEvent | None:
         match action:
@@ -196,6 +172,8 @@ class DestinationHandOver:
                 await failpoint(failpoints.DESTINATION_BEFORE_SETTLE)
                 return await self._swap(self._order.destination.host_uuid)
             case DestinationAction.READ_RECORD:
+                if self._stake.parted and self._committed_epoch:
+                    return await self._write_mine()
                 return await self._read_record()
             case DestinationAction.TAKE_RUN_LOCK:
                 return await self._take_run_lock()
@@ -223,30 +201,45 @@ class DestinationHandOver:
         return None
 
     async def _swap(self, owner: str) -> DestinationEvent:
-        """Swap what we believe in for `owner`; a write that fails in the middle is read back until it is certain."""
+        """Swap what we believe in for `owner`."""
+        wanted = self._record.given_to(owner)
+        return await self._change_record(wanted, DestinationEvent.SWAP_WON, DestinationEvent.SWAP_LOST)
+
+    async def _change_record(
+        self, wanted: OwnerRecord, won: DestinationEvent, lost: DestinationEvent
+    ) -> DestinationEvent:
+        """Replace what we believe in; a write that fails in the middle is read back until it is certain."""
         path = self._stake.files.owner_record
         while True:
-            wanted = self._record.given_to(owner)
             try:
-                self._record = await asyncio.to_thread(owner_record.swap, path, self._record, owner)
+                self._record = await asyncio.to_thread(owner_record.replace, path, self._record, wanted)
             except NotOwner as error:
                 present = OwnerRecord(self._record.vm_uuid, error.owner, error.epoch)
                 if present == wanted:  # our own write of a moment ago, which seemed to fail
                     self._record = present
-                    return DestinationEvent.SWAP_WON
+                    return won
                 self._note(error)
-                return DestinationEvent.SWAP_LOST
-            except _STORAGE_ERRORS as error:
+                return lost
+            except STORAGE_ERRORS as error:
                 self._note(error)
                 await asyncio.sleep(_STORAGE_EVERY_S)
             else:
-                return DestinationEvent.SWAP_WON
+                return won
+
+    async def _write_mine(self) -> DestinationEvent:
+        """COMMIT has come: the source's record gives the guest to me; mine must say so before it runs."""
+        mine = OwnerRecord(self._record.vm_uuid, self._order.destination.host_uuid, self._committed_epoch)
+        won, lost = DestinationEvent.RECORD_NAMES_ME, DestinationEvent.RECORD_NAMES_OTHER
+        if mine.epoch <= self._record.epoch:
+            self._note(StreamError(f"the source committed epoch {mine.epoch}, which is no later one"))
+            return lost
+        return await self._change_record(mine, won, lost)
 
     async def _read_record(self) -> DestinationEvent:
         while True:
             try:
                 self._record = await asyncio.to_thread(owner_record.read, self._stake.files.owner_record)
-            except _STORAGE_ERRORS as error:
+            except STORAGE_ERRORS as error:
                 self._note(error)
                 await asyncio.sleep(_STORAGE_EVERY_S)
                 continue
@@ -276,7 +269,7 @@ class DestinationHandOver:
         """While we waited for the lock the record may have been taken from us: only both together let us run."""
         try:
             present = await asyncio.to_thread(owner_record.read, self._stake.files.owner_record)
-        except _STORAGE_ERRORS as error:
+        except STORAGE_ERRORS as error:
             self._note(error)
             return False
         return present == self._record

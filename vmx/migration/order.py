@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from vmx.precopy.policy import Limits
-from vmx.stream.spec import StreamTimeouts
+from vmx.stream.spec import DiskExtent, StreamTimeouts
 from vmx.trace.contract import TracerKind
 
 
@@ -41,7 +41,11 @@ class Options:
 
 @dataclass(frozen=True)
 class MigrationOrder:
-    """One migration of one VM between two hosts. `key` is the one-time key, 32 bytes."""
+    """One migration of one VM between two hosts, or within one. `key` is the one-time key, 32 bytes.
+
+    `moves_home`: the VM's home is another one afterwards, with an owner record and a run lock of its own. `disks` are
+    those that move. `powered_off`: there is no guest, only files.
+    """
 
     migration_id: int
     task_id: str
@@ -52,6 +56,9 @@ class MigrationOrder:
     destination: Endpoint
     key: bytes = field(repr=False)
     options: Options = field(default_factory=Options)
+    moves_home: bool = False
+    disks: tuple[DiskExtent, ...] = ()
+    powered_off: bool = False
 
 
 @dataclass(frozen=True)

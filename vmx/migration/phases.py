@@ -1,7 +1,10 @@
 """Pure: no I/O, no clock, no logging. The phases of both roles, their legal moves, and what the world is told of them.
 
     source        HANDSHAKE ─▶ PRE_COPY ─▶ STUN ─▶ LAST_PAGES ─▶ CHECKPOINT ─▶ HAND_OVER ─▶ CONFIRM ─▶ FINISHED
+      with disks  HANDSHAKE ─▶ DISK_COPY ─▶ PRE_COPY ─▶ ...
+      powered off HANDSHAKE ─▶ DISK_COPY ─▶ HAND_OVER ─▶ ...
     destination   LISTEN ─▶ RECEIVE ─▶ RESTORE ─▶ HAND_OVER ─▶ CONFIRM ─▶ FINISHED
+      powered off LISTEN ─▶ RECEIVE ─▶ HAND_OVER ─▶ ...
     both          any phase ─▶ FAILED
 
 Names after vmx's own in the real system: TO_PRECOPY, TO_CHECKPT, TO_WAIT_HANDSHAKE, FROM_WAITING, FROM_PRECOPY, ...
@@ -12,10 +15,11 @@ from itertools import pairwise
 
 
 class PublishedPhase(Enum):
-    """What clients see; one member for each value of proto.vmotion.v1.MigrationPhase. Order of happening."""
+    """What clients see; one member for each value of proto.vmotion.v1.MigrationPhase, in the order of happening."""
 
     PREPARE = 1
     HANDSHAKE = 2
+    DISK_COPY = 11
     PRE_COPY = 3
     STUN = 4
     CHECKPOINT = 5
@@ -28,13 +32,17 @@ class PublishedPhase(Enum):
     @property
     def order(self) -> int:
         """Position in the order of happening."""
-        return int(self.value)
+        return _PUBLISHED_ORDER[self]
+
+
+_PUBLISHED_ORDER = {phase: position for position, phase in enumerate(PublishedPhase)}
 
 
 class SourcePhase(Enum):
     """The source's half."""
 
-    HANDSHAKE = "handshake"  # next: PRE_COPY
+    HANDSHAKE = "handshake"  # next: DISK_COPY, or PRE_COPY where no disk moves
+    DISK_COPY = "disk copy"  # next: PRE_COPY, or HAND_OVER without a guest; the guest writes to both sides from here on
     PRE_COPY = "pre-copy"  # next: STUN
     STUN = "stun"  # next: LAST_PAGES
     LAST_PAGES = "last pages"  # next: CHECKPOINT
@@ -54,7 +62,7 @@ class DestinationPhase(Enum):
     """The destination's half."""
 
     LISTEN = "listen"  # next: RECEIVE
-    RECEIVE = "receive"  # next: RESTORE
+    RECEIVE = "receive"  # next: RESTORE, or HAND_OVER without a guest
     RESTORE = "restore"  # next: HAND_OVER
     HAND_OVER = "hand-over"  # next: CONFIRM
     CONFIRM = "confirm"  # next: FINISHED
@@ -72,10 +80,12 @@ _DESTINATION_ORDER = [phase for phase in DestinationPhase if phase is not Destin
 
 SOURCE_MOVES: frozenset[tuple[SourcePhase, SourcePhase]] = frozenset(
     [*pairwise(_SOURCE_ORDER)]
+    + [(SourcePhase.HANDSHAKE, SourcePhase.PRE_COPY), (SourcePhase.DISK_COPY, SourcePhase.HAND_OVER)]
     + [(phase, SourcePhase.FAILED) for phase in _SOURCE_ORDER if phase is not SourcePhase.FINISHED]
 )
 DESTINATION_MOVES: frozenset[tuple[DestinationPhase, DestinationPhase]] = frozenset(
     [*pairwise(_DESTINATION_ORDER)]
+    + [(DestinationPhase.RECEIVE, DestinationPhase.HAND_OVER)]
     + [
         (phase, DestinationPhase.FAILED)
         for phase in _DESTINATION_ORDER
@@ -85,6 +95,7 @@ DESTINATION_MOVES: frozenset[tuple[DestinationPhase, DestinationPhase]] = frozen
 
 _PUBLISHED: dict[SourcePhase | DestinationPhase, PublishedPhase] = {
     SourcePhase.HANDSHAKE: PublishedPhase.HANDSHAKE,
+    SourcePhase.DISK_COPY: PublishedPhase.DISK_COPY,
     SourcePhase.PRE_COPY: PublishedPhase.PRE_COPY,
     SourcePhase.STUN: PublishedPhase.STUN,
     SourcePhase.LAST_PAGES: PublishedPhase.STUN,

@@ -45,6 +45,21 @@ class PhaseReport:
 
 
 @dataclass(frozen=True)
+class DiskReport:
+    """How the copy of one disk goes: proto.vmotion.v1.DiskProgress. `switched`: the guest is on the new files."""
+
+    key: int
+    capacity_bytes: int
+    data_bytes: int = 0
+    copied_bytes: int = 0
+    zero_bytes: int = 0
+    wire_bytes: int = 0
+    mirrored_bytes: int = 0
+    duration_ms: float = 0.0
+    switched: bool = False
+
+
+@dataclass(frozen=True)
 class Progress:
     """A migration as it is now. Rates in bytes of guest RAM per second."""
 
@@ -69,6 +84,7 @@ class Progress:
     switchover_reason: str = ""
     fault: VimFault | None = None
     phases: tuple[PhaseReport, ...] = ()
+    disks: tuple[DiskReport, ...] = ()
 
 
 class ProgressBoard:

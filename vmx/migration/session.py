@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from runtime.failpoint import failpoint
-from runtime.faults import MigrationFault, PastPointOfNoReturn, VimFault, VMotionLinkDown
+from runtime.faults import MigrationFault, MigrationNotReady, PastPointOfNoReturn, VimFault, VMotionLinkDown
 from vmx.migration.failpoints import of_phase, of_roll_back
 from vmx.migration.order import MigrationOrder
 from vmx.migration.phases import DestinationPhase, SourcePhase, published
@@ -128,6 +128,12 @@ class Session(ABC, Generic[Phase]):
         if self.phase not in self._interruptible:
             message = f"The migration is in its phase {self.phase.value!r}: it can't be ended any more."
             raise PastPointOfNoReturn(message, phase=self.phase.value)
+
+    def require_phase(self, *phases: Phase) -> None:
+        """:raises MigrationNotReady: it is in another phase."""
+        if self.phase not in phases:
+            name = self.phase.value
+            raise MigrationNotReady(f"The migration is in its phase {name!r}.", phase=name, reason=name)
 
     # ---- for the roles
 

@@ -17,17 +17,21 @@ from runtime.faults import MemoryVerificationFailed, MigrationFault, VimFault, V
 from runtime.ondisk.owner_record import OwnerRecord
 from runtime.ondisk.run_lock import RunLock
 from vmx.checkpoint.capture import CapturedState, CheckpointCapture
+from vmx.disk.errors import DiskError
 from vmx.faults import guest_died
 from vmx.files import VmFiles
 from vmx.guest.errors import GuestDied, QmpError, QmpFailure, QmpTimeout
 from vmx.guest.memory import GuestMemoryError
 from vmx.guest.pages import PageRuns, page_total, union
 from vmx.guest.process import GuestProcess
+from vmx.guest.run_control import RunControl
+from vmx.migration.disk_copy import DiskCopies, MirrorTools, SourceDisk, Traffic, disk_fault
 from vmx.migration.order import MigrationOrder, Ticket, Verification
 from vmx.migration.phases import SOURCE_MOVES, SourcePhase
 from vmx.migration.progress import StunReport
 from vmx.migration.session import Session
 from vmx.migration.source_hand_over import SourceHandOver, Stake
+from vmx.migration.streams import source_spec
 from vmx.migration.switchover import SourceState
 from vmx.precopy.loop import PreCopy, Tools
 from vmx.stream import (
@@ -36,10 +40,8 @@ from vmx.stream import (
     DigestsReceived,
     SourceStreams,
     StreamError,
-    StreamSecret,
-    StreamSpec,
 )
-from vmx.stream.spec import Encryption
+from vmx.stream.errors import RemoteDiskFailed
 from vmx.stream.verify import compare, digest_memory
 from vmx.threads import in_thread
 from vmx.trace.contract import Tracer, TraceTarget
@@ -48,6 +50,7 @@ from vmx.trace.tracer import choose_tracer
 _INTERRUPTIBLE = frozenset(
     {
         SourcePhase.HANDSHAKE,
+        SourcePhase.DISK_COPY,
         SourcePhase.PRE_COPY,
         SourcePhase.STUN,
         SourcePhase.LAST_PAGES,
@@ -66,13 +69,14 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class SourceGuest:
-    """What the VM lends to its migration."""
+    """What the VM lends to its migration. `disks` are those that move."""
 
     process: GuestProcess
     files: VmFiles
     record: OwnerRecord
     run_lock: RunLock
     run_dir: Path
+    disks: tuple[SourceDisk, ...] = ()
 
 
 @dataclass
@@ -115,6 +119,7 @@ class SourceMigration(Session[SourcePhase]):
         self._pre_copy: PreCopy | None = None
         self._tracer: Tracer | None = None
         self._hand_over: SourceHandOver | None = None
+        self._disks: DiskCopies | None = None
 
     @property
     def guest_left(self) -> bool:
@@ -132,6 +137,8 @@ class SourceMigration(Session[SourcePhase]):
 
     async def _run_phases(self) -> None:
         await self._run_phase(SourcePhase.HANDSHAKE, self._connect)
+        if self.order.disks:
+            await self._run_phase(SourcePhase.DISK_COPY, self._copy_disks)
         left = await self._run_phase(SourcePhase.PRE_COPY, self._copy)
         await self._run_phase(SourcePhase.STUN, self._stun)
         await self._run_phase(SourcePhase.LAST_PAGES, partial(self._send_last_pages, left))
@@ -142,28 +149,33 @@ class SourceMigration(Session[SourcePhase]):
     # ---- phases
 
     async def _connect(self) -> None:
-        order, options = self.order, self.order.options
-        spec = StreamSpec(
-            secret=StreamSecret(order.migration_id, order.key, self._ticket.token),
-            source_address=order.source.vmotion_address,
-            destination_address=self._ticket.address,
-            port=self._ticket.port,
-            ram_bytes=order.ram_bytes,
-            channel_count=options.streams,
-            encryption=Encryption.AES_256_GCM if options.encrypted else Encryption.DISABLED,
-            bandwidth_bytes_per_s=options.bandwidth_bytes_per_s,
-            timeouts=options.timeouts,
-        )
+        order = self.order
         try:
-            self._streams = await SourceStreams.connect(spec)
+            self._streams = await SourceStreams.connect(source_spec(order, self._ticket))
         except StreamError as error:
             message = f"The vMotion connection to {order.destination.name} can't be made: {error}"
             raise VMotionLinkDown(
                 message, phase="handshake", host=order.source.name, peer=order.destination.name
             ) from error
         self._resources.push_async_callback(self._streams.close)
-        self._capture = CheckpointCapture(self._guest.process.qmp, self._guest.run_dir / "state-out.sock")
+        qmp, run_dir = self._guest.process.qmp, self._guest.run_dir
+        self._capture = CheckpointCapture(qmp, run_dir / "state-out.sock", pauses=bool(order.disks))
         await self._resources.enter_async_context(self._capture)
+
+    async def _copy_disks(self) -> None:
+        """The disks are equal at the destination, and stay so: the guest's writes are mirrored from now on."""
+        assert self._streams is not None, "made in the handshake"
+        streams, guest = self._streams, self._guest
+        tools = MirrorTools(guest.process.qmp)
+
+        def traffic() -> Traffic:
+            sent = streams.progress()
+            return Traffic(sent.disk_wire_bytes, sent.mirrored_bytes)
+
+        self._disks = DiskCopies(guest.disks, streams.disks, self.board, guest.run_dir, tools, traffic)
+        self._resources.push_async_callback(self._disks.cancel)
+        await self._disks.copy(self.end)
+        await streams.finish_disks()
 
     async def _copy(self) -> PageRuns:
         assert self._streams is not None, "made in the handshake"
@@ -188,12 +200,20 @@ class SourceMigration(Session[SourcePhase]):
         """What is left, and what the guest wrote until it stopped; beside it QEMU saves its device state."""
         assert self._capture is not None, "made in the handshake"
         async with asyncio.TaskGroup() as together:
-            saving = together.create_task(self._capture.save(), name="save-device-state")
+            saving = together.create_task(self._save(self._capture), name="save-device-state")
             together.create_task(self._send_left(left), name="last-pages")
         self._captured = saving.result()
         # Saving may have touched RAM; what was written after the stop is in one more scan, nearly always empty.
         await self._send_left(None)
         self._marks.pages_placed_ns = time.monotonic_ns()
+
+    async def _save(self, capture: CheckpointCapture) -> CapturedState:
+        """QEMU lets go of the disks when it saves: the guest's last writes must be at the destination before."""
+        if self._disks is not None:
+            assert self._streams is not None, "made in the handshake"
+            await self._disks.finish_after_stop()
+            await self._streams.finish_disks(final=True)
+        return await capture.save()
 
     async def _send_left(self, left: PageRuns | None) -> None:
         assert self._tracer is not None, "made in pre-copy"
@@ -238,7 +258,13 @@ class SourceMigration(Session[SourcePhase]):
     async def _give(self) -> None:
         assert self._streams is not None, "made in the handshake"
         guest = self._guest
-        stake = Stake(guest.files, guest.record, guest.run_lock, self._resume_guest)
+        stake = Stake(
+            guest.files,
+            guest.record,
+            guest.run_lock,
+            parted=self.order.moves_home,
+            resume_guest=self._resume_guest,
+        )
         self._hand_over = SourceHandOver(self.order, stake, self._streams.control)
         await self._hand_over.hand_over()
         if self._hand_over.state is SourceState.CONFIRMING:
@@ -315,6 +341,8 @@ class SourceMigration(Session[SourcePhase]):
     async def _cause_of(self, error: BaseException) -> BaseException:
         if isinstance(error, QmpFailure):
             error = await self._guest.process.cause_of(error)
+        if isinstance(error, DiskError | RemoteDiskFailed):
+            return disk_fault(error, self.phase.value)
         return guest_died(error.exit_status) if isinstance(error, GuestDied) else error
 
     async def _undo(self, fault: VimFault) -> VimFault:
@@ -343,6 +371,8 @@ class SourceMigration(Session[SourcePhase]):
                 await asyncio.sleep(_RESUME_EVERY_S)
             else:
                 self.guest_stunned = False
+                process = self._guest.process
+                await RunControl(process.qmp).announce(process.spec.nics)
 
     async def _tell(self, fault: VimFault) -> None:
         """Best effort: the destination would notice by itself."""

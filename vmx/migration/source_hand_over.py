@@ -8,17 +8,16 @@ import asyncio
 import errno
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from runtime.failpoint import failpoint
-from runtime.faults import CannotAccessFile, FileLocked, FileNotFound, NotOwner
+from runtime.faults import FileLocked, NotOwner
 from runtime.ondisk import owner_record
 from runtime.ondisk.owner_record import OwnerRecord
-from runtime.ondisk.run_lock import RunLock
-from vmx.files import VmFiles
 from vmx.migration import failpoints
+from vmx.migration.hand_over import STORAGE_ERRORS, Claim, HandOverSide
 from vmx.migration.order import MigrationOrder
 from vmx.migration.switchover import SOURCE_RUNS, SourceAction, SourceEvent, SourceState, source_step
 from vmx.stream import ControlChannel, ControlCode, ControlMessage, StreamError
@@ -26,7 +25,6 @@ from vmx.stream import ControlChannel, ControlCode, ControlMessage, StreamError
 # The record is on storage that another host writes to: nothing tells of a change there, it has to be read.
 _WATCH_EVERY_S = 0.2
 _LOCK_EVERY_S = 0.02
-STORAGE_ERRORS = (CannotAccessFile, FileNotFound, OSError)
 # Errors of a write that was refused: it hasn't happened and won't. (Not so EIO, ETIMEDOUT, ESTALE.)
 _REFUSED = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -37,25 +35,22 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Stake:
+class Stake(Claim):
     """What is handed over: the record that must be right for it, the lock, and the way back."""
 
-    files: VmFiles
-    record: OwnerRecord
-    run_lock: RunLock
-    resume_guest: Callable[[], Awaitable[None]]
+    resume_guest: Callable[[], Awaitable[None]] = field(kw_only=True)
 
 
-class SourceHandOver:
+class SourceHandOver(HandOverSide[SourceState, SourceEvent, SourceAction]):
     """One hand-over. `hand_over` leaves it CONFIRMING, ROLLED_BACK or DONE, `confirm` in one of the last two; each may
     leave it in a state that still waits, when its time is up: then `resolve` ends it.
 
-    `failure` keeps the first thing that went wrong.
+    Where the homes are parted, this side's record is the durable word that the guest was given away. The destination's
+    word comes as a message (GIVE_BACK), or is written into this record by hostd, to whom vpxd has brought it.
     """
 
     def __init__(self, order: MigrationOrder, stake: Stake, control: ControlChannel) -> None:
-        self.state = SourceState.LOADING
-        self.failure: BaseException | None = None
+        super().__init__(SourceState.LOADING, source_step)
         self.commit_sent_ns = 0
         self.resumed_ns = 0
         self._order = order
@@ -64,7 +59,6 @@ class SourceHandOver:
         self._given: OwnerRecord | None = None
         self._steps: asyncio.Task[None] | None = None
         self._deadline_s = 0.0
-        self._last_note = ""
 
     @property
     def gave_away(self) -> bool:
@@ -134,12 +128,29 @@ class SourceHandOver:
                 return SourceEvent.RESUMED
             if received.code is ControlCode.SETTLED and self.state is SourceState.CONFIRMING:
                 return SourceEvent.SETTLED
+            if received.code is ControlCode.GIVE_BACK and self._stake.parted:
+                await self._take_back(received.value)
             if received.code in {ControlCode.GIVE_BACK, ControlCode.FAILED, ControlCode.CANCEL}:
                 # Only the record says whether it's ours again; WATCHING reads it.
                 self._note(StreamError(f"the destination gave up: {received.text or received.code.name}"))
                 return SourceEvent.FAILURE
         self._note(StreamError(f"an unexpected message in {self.state.name}"))
         return SourceEvent.FAILURE
+
+    async def _take_back(self, epoch: int) -> None:
+        """The destination has ended its guest and says so for good: with parted homes this record learns it here.
+
+        If it can't be written the guest stays stunned, until hostd writes it or this one's next try.
+        """
+        assert self._given is not None, "the record names the destination"
+        if epoch <= self._given.epoch:
+            self._note(StreamError(f"the destination gave back epoch {epoch}, which it never had"))
+            return
+        mine = OwnerRecord(self._given.vm_uuid, self._order.source.host_uuid, epoch)
+        try:
+            await asyncio.to_thread(owner_record.replace, self._stake.files.owner_record, self._given, mine)
+        except (*STORAGE_ERRORS, NotOwner) as error:
+            self._note(error)
 
     async def _event_after_trouble(self) -> SourceEvent | None:
         """What leads on from wherever it was left, by the record alone."""
@@ -156,13 +167,6 @@ class SourceHandOver:
                 return await self._perform(SourceAction.RESUME_GUEST)
         return None
 
-    def _note(self, error: BaseException) -> None:
-        if self.failure is None:
-            self.failure = error
-        if str(error) != self._last_note:  # a stall is asked about five times a second, and told once
-            self._last_note = str(error)
-            _log.warning("hand_over_disturbed", state=self.state.name, reason=str(error))
-
     def _event_of(self, record: OwnerRecord) -> SourceEvent:
         """What a record means that isn't the one that was expected."""
         if record.owner_host_uuid == self._order.source.host_uuid:
@@ -173,17 +177,6 @@ class SourceHandOver:
         return SourceEvent.RECORD_NAMES_OTHER
 
     # ---- actions
-
-    async def _drive(self, event: SourceEvent | None) -> None:
-        while event is not None:
-            before = self.state
-            self.state, actions = source_step(self.state, event)
-            _log.info("hand_over_step", before=before.name, cause=event.name, state=self.state.name)
-            event = None
-            for action in actions:
-                event = await self._perform(action)
-                if event is not None:
-                    break
 
     async def _perform(self, action: SourceAction) -> SourceEvent | None:
         match action:

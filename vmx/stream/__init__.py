@@ -24,17 +24,28 @@ Destination:
     await streams.control.send_digests(streams.digests)          # where verification was asked for
     await streams.close()
 
-`streams.abort(reason)` stops a source's pages at once from any thread; `streams.progress()` may be polled by anybody.
+Where disks move too, both specs say which (`disks`), and a source's copier and mirror write into `streams.disks[key]`:
+
+    await asyncio.to_thread(copy_in_bulk, streams.disks[key])     # DiskSink: write_bulk; write_mirrored from others
+    await streams.finish_disks()                                  # all bulk data is durable at the destination
+    ...the guest is stopped, its mirror has ended...
+    await streams.finish_disks(final=True)                        # all of it is; READY may follow
+
+The destination gives `DestinationStreams.listen` a sink for each disk, and sees nothing of them but `disks_final`.
+
+`streams.abort(reason)` stops a source's pages and disks at once from any thread; `streams.progress()` may be polled by
+anybody.
 Every failure is a StreamError (errors.py), raised at the owner's next call.
 """
 
-from vmx.stream.control import ControlChannel, DeviceStateChunk, DigestsReceived, Received
-from vmx.stream.errors import StreamError
+from vmx.stream.control import ControlChannel, DeviceStateChunk, DigestsReceived, DisksReceived, Received
+from vmx.stream.disk_sender import RemoteDisk
+from vmx.stream.errors import DiskFaultCode, DiskPlacementFailed, RemoteDiskFailed, StreamError
 from vmx.stream.frames import ControlCode, ControlMessage
 from vmx.stream.handshake import OLDEST_STREAM_VERSION, STREAM_VERSION
 from vmx.stream.receiver import DestinationStreams, ReceiveProgress
 from vmx.stream.sender import IterationSent, SendProgress, SourceStreams
-from vmx.stream.spec import Encryption, ReceiverSpec, StreamSecret, StreamSpec, StreamTimeouts
+from vmx.stream.spec import DiskExtent, Encryption, ReceiverSpec, StreamSecret, StreamSpec, StreamTimeouts
 
 __all__ = [
     "OLDEST_STREAM_VERSION",
@@ -45,10 +56,16 @@ __all__ = [
     "DestinationStreams",
     "DeviceStateChunk",
     "DigestsReceived",
+    "DiskExtent",
+    "DiskFaultCode",
+    "DiskPlacementFailed",
+    "DisksReceived",
     "Encryption",
     "IterationSent",
     "ReceiveProgress",
     "Received",
+    "RemoteDisk",
+    "RemoteDiskFailed",
     "ReceiverSpec",
     "SendProgress",
     "SourceStreams",

@@ -1,36 +1,37 @@
-"""Page channels: one sealed TCP connection each, one direction, blocking I/O in a thread of its own.
+"""Page, disk and mirror channels: sealed TCP connections, blocking I/O in threads.
 
-Page data goes this way because every step that costs time (the cipher, the copy in and out of the kernel, numpy's
+Data goes this way because every step that costs time (the cipher, the copy in and out of the kernel, numpy's
 gather and scatter) releases the interpreter's lock, so the channels of one process run side by side; an event loop
 would run them one after the other. The kernel's own timeouts (SO_RCVTIMEO, SO_SNDTIMEO, socket(7)) are used instead of
 Python's, which would ask poll(2) before every call.
 """
 
 import socket
+from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
 
 from vmx.stream import frames
 from vmx.stream.errors import PeerClosed, PeerSilent, ProtocolViolation
-from vmx.stream.frames import HEADER_BYTES, FrameHeader
+from vmx.stream.frames import HEADER_BYTES, NO_DISKS, DiskCapacities, FrameHeader, FrameType
 from vmx.stream.records import TAG_BYTES, Opener, Sealer
 from vmx.stream.rendezvous import OpenedChannel
 
 _TIMEVAL: Final = Struct("@ll")
 
 
-class _PageSocket:
-    """A blocking socket with the kernel's timeouts, that any thread may shut down."""
+class _ChannelSocket:
+    """A blocking socket with the kernel's timeout in one direction, that any thread may shut down."""
 
-    def __init__(self, opened: OpenedChannel, silent_peer_s: float) -> None:
+    def __init__(self, opened: OpenedChannel, option: int, limit_s: float) -> None:
         self.index = opened.index
         self._sock = opened.sock
-        self._silent_peer_s = silent_peer_s
-        whole_s = int(silent_peer_s)
-        limit = _TIMEVAL.pack(whole_s, int((silent_peer_s - whole_s) * 1e6))
+        self._limit_s = limit_s
+        whole_s = int(limit_s)
         self._sock.setblocking(True)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._sock.setsockopt(
+            socket.SOL_SOCKET, option, _TIMEVAL.pack(whole_s, int((limit_s - whole_s) * 1e6))
+        )
 
     def shut_down(self) -> None:
         """End the connection under a thread that waits in it: its call returns at once. Idempotent."""
@@ -44,13 +45,16 @@ class _PageSocket:
         self._sock.close()
 
 
-class PageSender(_PageSocket):
-    """The source's end of a page channel. Used by one thread."""
+class FrameSender(_ChannelSocket):
+    """The sending half of a channel. Used by one thread at a time."""
 
-    def __init__(self, opened: OpenedChannel, silent_peer_s: float) -> None:
-        super().__init__(opened, silent_peer_s)
-        self._sealer = Sealer(opened.index, opened.keys.to_destination)
-        room = HEADER_BYTES + frames.MAX_PAGES_BODY_BYTES + 2 * TAG_BYTES
+    def __init__(
+        self, opened: OpenedChannel, key: bytes | None, max_body_bytes: int, send_limit_s: float
+    ) -> None:
+        """Seal with `key`; the peer has to take something within `send_limit_s`."""
+        super().__init__(opened, socket.SO_SNDTIMEO, send_limit_s)
+        self._sealer = Sealer(opened.index, key)
+        room = HEADER_BYTES + max_body_bytes + 2 * TAG_BYTES
         self._sealed = memoryview(bytearray(room if self._sealer.encrypts else HEADER_BYTES))
 
     def wire_bytes(self, header: FrameHeader) -> int:
@@ -81,7 +85,7 @@ class PageSender(_PageSocket):
             try:
                 sent = self._sock.sendmsg(parts)
             except BlockingIOError:
-                raise PeerSilent(self.index, "the peer to take data", self._silent_peer_s) from None
+                raise PeerSilent(self.index, "the peer to take data", self._limit_s) from None
             except OSError as error:
                 raise PeerClosed(self.index, str(error)) from None
             while parts and sent >= len(parts[0]):
@@ -90,18 +94,38 @@ class PageSender(_PageSocket):
                 parts[0] = parts[0][sent:]
 
 
-class PageReceiver(_PageSocket):
-    """The destination's end of a page channel. Used by one thread."""
+class PageSender(FrameSender):
+    """The source's end of a page channel. Used by one thread."""
 
-    def __init__(self, opened: OpenedChannel, page_count: int, silent_peer_s: float) -> None:
-        super().__init__(opened, silent_peer_s)
-        self._page_count = page_count
-        self._opener = Opener(opened.index, opened.keys.to_destination)
+    def __init__(self, opened: OpenedChannel, silent_peer_s: float) -> None:
+        super().__init__(opened, opened.keys.to_destination, frames.MAX_PAGES_BODY_BYTES, silent_peer_s)
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What may come on a channel, and what it is checked against."""
+
+    types: frozenset[FrameType]
+    max_body_bytes: int
+    page_count: int = 0
+    disks: DiskCapacities = field(default_factory=lambda: NO_DISKS)
+
+
+class FrameReceiver(_ChannelSocket):
+    """The receiving half of a channel. Used by one thread."""
+
+    def __init__(
+        self, opened: OpenedChannel, key: bytes | None, welcome: Welcome, silent_peer_s: float
+    ) -> None:
+        """Open with `key`; the peer may be silent for `silent_peer_s` within a frame."""
+        super().__init__(opened, socket.SO_RCVTIMEO, silent_peer_s)
+        self._welcome = welcome
+        self._opener = Opener(opened.index, key)
         self._overhead_bytes = self._opener.overhead_bytes
         self._header = memoryview(bytearray(HEADER_BYTES))
         room = HEADER_BYTES + TAG_BYTES
         if self._opener.encrypts:
-            room = frames.MAX_PAGES_BODY_BYTES + TAG_BYTES
+            room = max(room, welcome.max_body_bytes + TAG_BYTES)
         self._sealed = memoryview(bytearray(room))
         self.wire_bytes = 0
 
@@ -118,9 +142,9 @@ class PageReceiver(_PageSocket):
         if not self._fill(sealed, may_end=True):
             return None
         self._opener.open_into(sealed, self._header)
-        header = frames.decode_header(self._header, self._page_count)
-        if header.type not in frames.PAGE_CHANNEL_TYPES:
-            raise ProtocolViolation(f"A {header.type.name} frame came on page channel {self.index}.")
+        header = frames.decode_header(self._header, self._welcome.page_count, self._welcome.disks)
+        if header.type not in self._welcome.types:
+            raise ProtocolViolation(f"A {header.type.name} frame came on channel {self.index}.")
         return header
 
     def receive_body_into(self, header: FrameHeader, target: memoryview) -> None:
@@ -146,7 +170,7 @@ class PageReceiver(_PageSocket):
             except BlockingIOError:
                 if may_end and at == 0:
                     continue
-                raise PeerSilent(self.index, "the rest of a frame", self._silent_peer_s) from None
+                raise PeerSilent(self.index, "the rest of a frame", self._limit_s) from None
             except OSError as error:
                 raise PeerClosed(self.index, str(error)) from None
             if not got:
@@ -156,3 +180,11 @@ class PageReceiver(_PageSocket):
             at += got
             self.wire_bytes += got
         return True
+
+
+class PageReceiver(FrameReceiver):
+    """The destination's end of a page channel. Used by one thread."""
+
+    def __init__(self, opened: OpenedChannel, page_count: int, silent_peer_s: float) -> None:
+        welcome = Welcome(frames.PAGE_CHANNEL_TYPES, frames.MAX_PAGES_BODY_BYTES, page_count)
+        super().__init__(opened, opened.keys.to_destination, welcome, silent_peer_s)

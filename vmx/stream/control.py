@@ -28,7 +28,7 @@ from vmx.stream.errors import PeerClosed, PeerSilent, ProtocolViolation, StreamA
 from vmx.stream.frames import HEADER_BYTES, ControlMessage, FrameHeader, FrameType
 from vmx.stream.records import TAG_BYTES, Opener, Sealer
 from vmx.stream.rendezvous import OpenedChannel
-from vmx.stream.spec import StreamTimeouts
+from vmx.stream.spec import DiskExtent, StreamTimeouts
 
 _MAX_QUEUED: Final = 64
 _MAX_BODY_BYTES: Final = frames.MAX_DIGESTS * frames.DIGEST_BYTES
@@ -50,16 +50,27 @@ class DigestsReceived:
     digests: NDArray[np.uint64]
 
 
-Received = ControlMessage | DeviceStateChunk | DigestsReceived
+@dataclass(frozen=True, slots=True)
+class DisksReceived:
+    """Which disks the source will send: once, right after LAYOUT, where the stream has disks."""
+
+    disks: tuple[DiskExtent, ...]
+
+
+Received = ControlMessage | DeviceStateChunk | DigestsReceived | DisksReceived
 
 
 @dataclass(frozen=True)
 class ControlHooks:
-    """What a stream does by itself on the control channel, called on the loop; must not wait."""
+    """What a stream does by itself on the control channel, called on the loop; must not wait.
+
+    `check` sees every message before it is sent and after it has come: its ProtocolViolation keeps it back.
+    """
 
     on_ack: Callable[[FrameHeader], None]
-    on_remote_failure: Callable[[str], None]
+    on_remote_failure: Callable[[ControlMessage], None]
     on_lost: Callable[[StreamError], None]
+    check: Callable[[ControlMessage], None]
 
 
 class ControlChannel:
@@ -72,7 +83,11 @@ class ControlChannel:
         at_source: bool,
         timeouts: StreamTimeouts,
         hooks: ControlHooks,
+        *,
+        expects_disks: bool = False,
     ) -> None:
+        """Take over channel 0. `expects_disks`: one DISKS frame is welcome."""
+        self._expects_disks = expects_disks
         self._sock = opened.sock
         self._page_count = page_count
         self._silent_peer_s = timeouts.silent_peer_s
@@ -195,16 +210,22 @@ class ControlChannel:
         self._opener.open_into(sealed[:wanted], plain)
 
     async def _handle(self, header: FrameHeader, body: memoryview) -> None:
-        if header.type is FrameType.SYNC_ACK:
+        if header.type in {FrameType.SYNC_ACK, FrameType.DISK_SYNC_ACK}:
             self._hooks.on_ack(header)
+        elif header.type is FrameType.DISKS:
+            if not self._expects_disks:
+                raise ProtocolViolation("Disks were announced that nobody expects.")
+            self._expects_disks = False
+            await self._deliver(DisksReceived(frames.decode_disks(header, body)))
         elif header.type is FrameType.DEVICE_STATE:
             await self._deliver(self._take_device_state(header, body))
         elif header.type is FrameType.DIGESTS:
             await self._take_digests(header, body)
         elif header.type is FrameType.CONTROL:
             message = frames.decode_control(header, body)
+            self._hooks.check(message)
             if message.code is frames.ControlCode.FAILED:
-                self._hooks.on_remote_failure(message.text)
+                self._hooks.on_remote_failure(message)
             await self._deliver(message)
 
     def _take_device_state(self, header: FrameHeader, body: memoryview) -> DeviceStateChunk:
@@ -232,9 +253,18 @@ class ControlChannel:
     async def send(self, message: ControlMessage) -> None:
         """Send one control message; on return it is with the kernel.
 
+        :raises ProtocolViolation: it may not be said yet; nothing was sent.
         :raises StreamError: the channel is lost.
         """
+        self._hooks.check(message)
         await self._send(*frames.control_frame(message))
+
+    async def send_disks(self, disks: tuple[DiskExtent, ...]) -> None:
+        """Say which disks will be sent (at least one, keys rising).
+
+        :raises StreamError: the channel is lost.
+        """
+        await self._send(*frames.disks_frame(disks))
 
     async def send_device_state(self, data: bytes | memoryview, offset: int, last: bool) -> int:
         """Send the next piece of the device state, any length; returns the offset of the piece after it.

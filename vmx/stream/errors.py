@@ -17,18 +17,22 @@
     ├── ChannelsMissing             the source did not open all channels in time
     ├── ProtocolViolation           an authenticated peer broke the rules of the stream
     │   ├── LimitExceeded           a length, count or page number beyond its limit
-    │   └── LayoutMismatch          the two guests' memories differ in size
+    │   ├── LayoutMismatch          the two guests' memories differ in size
+    │   └── DisksMismatch           the two sides speak of different disks
     ├── RecordForged                a record's tag does not fit: altered, reordered or replayed bytes
     ├── ConnectionLost
     │   ├── PeerClosed              the connection ended where it may not
     │   └── PeerSilent              nothing came (or could be sent) within the time limit
     ├── PlacementFailed             the destination's guest RAM can't take a page (out of memory)
+    ├── DiskPlacementFailed         a disk at the destination can't take its data (no space, I/O error)
     ├── RemoteFailure               the peer said that its side failed
+    │   └── RemoteDiskFailed        the destination's DiskPlacementFailed, as the source hears it
     └── StreamAborted               our own side gave the stream up
 
 An error found in a page channel's thread surfaces, as one of these, at the owner's next call.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 
@@ -40,6 +44,13 @@ class RefusalCode(IntEnum):
     PROOF = 3
     CHANNEL = 4
     ENCRYPTION = 5
+
+
+class DiskFaultCode(IntEnum):
+    """What befell a disk at the destination: the numbers are on the wire and never reused."""
+
+    NO_SPACE = 1
+    IO_ERROR = 2
 
 
 class StreamError(Exception):
@@ -189,6 +200,15 @@ class LayoutMismatch(ProtocolViolation):
         self.own_ram_bytes = own_ram_bytes
 
 
+class DisksMismatch(ProtocolViolation):
+    """The two sides don't move the same disks; each is told as `key: capacity in bytes`."""
+
+    def __init__(self, peer_disks: Mapping[int, int], own_disks: Mapping[int, int]) -> None:
+        super().__init__(f"The peer's disks are {dict(peer_disks)}, ours {dict(own_disks)} (key: bytes).")
+        self.peer_disks = peer_disks
+        self.own_disks = own_disks
+
+
 class RecordForged(StreamError):
     """A record failed its authentication: its bytes are not what the peer sent, in the order it sent them."""
 
@@ -230,12 +250,31 @@ class PlacementFailed(StreamError):
         self.reason = reason
 
 
+class DiskPlacementFailed(StreamError):
+    """The destination's disk `key` refused data. The sink's own DiskError is the cause."""
+
+    def __init__(self, key: int, code: DiskFaultCode, reason: str) -> None:
+        super().__init__(f"Disk {key} can't take its data: {reason}.")
+        self.key = key
+        self.code = code
+        self.reason = reason
+
+
 class RemoteFailure(StreamError):
     """The peer's side failed, in its own words."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The peer failed: {reason}")
         self.reason = reason
+
+
+class RemoteDiskFailed(RemoteFailure):
+    """The destination's disk `key` refused data."""
+
+    def __init__(self, key: int, code: DiskFaultCode, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+        self.code = code
 
 
 class StreamAborted(StreamError):

@@ -1,20 +1,26 @@
 """Pure: no I/O, no clock, no logging. The frames of a migration stream, to bytes and back (PROTOCOL.md).
 
 A frame is a header of 32 bytes and, where the header says so, a body. Everything that a header or a run table claims
-is checked here, against fixed limits and the guest's own page count, before the caller allocates, reads or writes
-anything for it. Arbitrary bytes raise ProtocolViolation (or its LimitExceeded) and nothing else.
+is checked here, against fixed limits, the guest's own page count and its disks' capacities, before the caller
+allocates, reads or writes anything for it. Arbitrary bytes raise ProtocolViolation (or its LimitExceeded) and nothing
+else.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 from struct import Struct
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmx.disk.contract import SECTOR_BYTES
 from vmx.guest.pages import PAGE_BYTES, PageRuns
-from vmx.stream.errors import LimitExceeded, ProtocolViolation
+from vmx.stream.errors import DiskFaultCode, LimitExceeded, ProtocolViolation
+from vmx.stream.spec import MAX_DISKS, DiskExtent
 
 HEADER_BYTES: Final = 32
 RUN_BYTES: Final = 16
@@ -29,10 +35,21 @@ MAX_TEXT_BYTES: Final = 4096
 MAX_RUN_TABLE_BYTES: Final = MAX_FRAME_PAGES * RUN_BYTES
 MAX_PAGES_BODY_BYTES: Final = MAX_RUN_TABLE_BYTES + MAX_FRAME_PAGES * PAGE_BYTES
 MAX_NUMBER: Final = 2**63 - 1
+DISK_ROW_BYTES: Final = 16
+MAX_DISK_BODY_BYTES: Final = 1024 * 1024
+MAX_MIRROR_ZERO_BYTES: Final = 1024 * 1024 * 1024
+# Mirror requests that may be unanswered at a time; their numbers are counted modulo 2**32.
+MAX_MIRROR_REQUESTS: Final = 128
+REQUEST_NUMBERS: Final = 2**32
+
+# The disks of a stream as a header is checked against them: key -> capacity in bytes.
+DiskCapacities = Mapping[int, int]
+NO_DISKS: Final[DiskCapacities] = MappingProxyType({})
 
 _HEADER: Final = Struct("<BBHIIIQQ")
 _ROW_TYPE: Final = np.dtype("<i8")
 _DIGEST_TYPE: Final = np.dtype("<u8")
+_DISK_ROW: Final = Struct("<QQ")
 
 
 class FrameType(IntEnum):
@@ -44,16 +61,29 @@ class FrameType(IntEnum):
     SYNC_ACK = 19
     DEVICE_STATE = 32
     DIGESTS = 33
+    DISKS = 34
     CONTROL = 48
     KEEPALIVE = 49
+    DISK_DATA = 64
+    DISK_SYNC = 65
+    DISK_SYNC_ACK = 66
+    MIRROR_WRITE = 72
+    MIRROR_ZERO = 73
+    MIRROR_FLUSH = 74
+    MIRROR_REPLY = 75
 
 
 PAGE_CHANNEL_TYPES: Final = frozenset({FrameType.PAGES, FrameType.ZERO, FrameType.SYNC})
+DISK_CHANNEL_TYPES: Final = frozenset({FrameType.DISK_DATA, FrameType.DISK_SYNC})
+MIRROR_REQUEST_TYPES: Final = frozenset(
+    {FrameType.MIRROR_WRITE, FrameType.MIRROR_ZERO, FrameType.MIRROR_FLUSH}
+)
+MIRROR_REPLY_TYPES: Final = frozenset({FrameType.MIRROR_REPLY})
 TO_DESTINATION_TYPES: Final = frozenset(
-    {FrameType.DEVICE_STATE, FrameType.DIGESTS, FrameType.CONTROL, FrameType.KEEPALIVE}
+    {FrameType.DEVICE_STATE, FrameType.DIGESTS, FrameType.DISKS, FrameType.CONTROL, FrameType.KEEPALIVE}
 )
 TO_SOURCE_TYPES: Final = frozenset(
-    {FrameType.SYNC_ACK, FrameType.DIGESTS, FrameType.CONTROL, FrameType.KEEPALIVE}
+    {FrameType.SYNC_ACK, FrameType.DISK_SYNC_ACK, FrameType.DIGESTS, FrameType.CONTROL, FrameType.KEEPALIVE}
 )
 
 
@@ -64,7 +94,9 @@ class ControlCode(IntEnum):
     READY = 2  # destination: everything is loaded, it waits for COMMIT; value = epoch of the record it could give up
     COMMIT = 3  # source: the owner record names the destination; value = the record's epoch
     RESUMED = 4  # destination: the guest runs there
-    FAILED = 5  # either: this side's part failed; text = why
+    FAILED = (
+        5  # either: this side's part failed; text = why; value: what failed of a disk (failed_value), or 0
+    )
     GIVE_BACK = 6  # destination: the owner record names the source again; value = the record's epoch
     CANCEL = 7  # either: the migration is given up on request; text = why
     DIGESTS_WANTED = 8  # source: send the digest table
@@ -87,7 +119,17 @@ class FrameHeader:
     DIGESTS       0                           first page                     pages
     CONTROL       code                        value                          0
     KEEPALIVE     0                           0                              0
+    DISKS         disks                       0                              0
+    DISK_DATA     the disk's key              offset                         bytes
+    DISK_SYNC     1 on the final one, or 0    bytes sent since the last      frames sent since the last
+    DISK_SYNC_ACK the same                    the same over all channels     the same over all channels
+    MIRROR_WRITE  the disk's key              offset                         bytes
+    MIRROR_ZERO   the disk's key              offset                         bytes
+    MIRROR_FLUSH  the disk's key              0                              0
+    MIRROR_REPLY  0, or a DiskFaultCode       0                              0
     ============  ==========================  =============================  =============================
+
+    `iteration` is a disk frame's barrier, and the number of a mirror's request and of the reply to it.
     """
 
     type: FrameType
@@ -119,11 +161,13 @@ def encode_header(header: FrameHeader) -> bytes:
     )
 
 
-def decode_header(data: bytes | bytearray | memoryview, page_count: int) -> FrameHeader:
-    """Read and check a header for a guest of `page_count` pages.
+def decode_header(
+    data: bytes | bytearray | memoryview, page_count: int, disks: DiskCapacities = NO_DISKS
+) -> FrameHeader:
+    """Read and check a header for a guest of `page_count` pages and these disks.
 
     :raises ProtocolViolation: not 32 bytes, an unknown type, a reserved field in use, a length that can't be.
-    :raises LimitExceeded: a number beyond its limit or beyond the guest.
+    :raises LimitExceeded: a number beyond its limit, beyond the guest or beyond the disk.
     """
     if len(data) != HEADER_BYTES:
         raise ProtocolViolation(f"A frame header has {len(data)} bytes instead of {HEADER_BYTES}.")
@@ -137,7 +181,10 @@ def decode_header(data: bytes | bytearray | memoryview, page_count: int) -> Fram
     header = FrameHeader(frame_type, body_bytes, iteration, count, first, total)
     _within("first", first, MAX_NUMBER)
     _within("total", total, MAX_NUMBER)
-    _CHECKS[frame_type](header, page_count)
+    if frame_type in _CHECKS:
+        _CHECKS[frame_type](header, page_count)
+    else:
+        _DISK_CHECKS[frame_type](header, disks)
     return header
 
 
@@ -222,6 +269,70 @@ _CHECKS: Final = {
 }
 
 
+def _check_range(header: FrameHeader, disks: DiskCapacities, max_bytes: int) -> None:
+    if header.count not in disks:
+        raise ProtocolViolation(f"The disk {header.count} is unknown.")
+    _within("bytes of a disk", header.total, max_bytes)
+    _within("end of a range", header.first + header.total, disks[header.count])
+    if not header.total or header.first % SECTOR_BYTES or header.total % SECTOR_BYTES:
+        raise ProtocolViolation(f"{header.total} bytes at {header.first} are no whole sectors.")
+
+
+def _check_disk_data(header: FrameHeader, disks: DiskCapacities) -> None:
+    _check_range(header, disks, MAX_DISK_BODY_BYTES)
+    _exactly("body length", header.body_bytes, header.total)
+
+
+def _check_mirror_zero(header: FrameHeader, disks: DiskCapacities) -> None:
+    _check_range(header, disks, MAX_MIRROR_ZERO_BYTES)
+    _exactly("body length", header.body_bytes, 0)
+
+
+def _check_mirror_flush(header: FrameHeader, disks: DiskCapacities) -> None:
+    if header.count not in disks:
+        raise ProtocolViolation(f"The disk {header.count} is unknown.")
+    for field, value in (
+        ("body length", header.body_bytes),
+        ("first", header.first),
+        ("total", header.total),
+    ):
+        _exactly(field, value, 0)
+
+
+def _check_mirror_reply(header: FrameHeader, _disks: DiskCapacities) -> None:
+    if header.count and header.count not in DiskFaultCode.__members__.values():
+        raise ProtocolViolation(f"The disk fault {header.count} is unknown.")
+    _within("text", header.body_bytes, MAX_TEXT_BYTES if header.count else 0)
+    _exactly("first", header.first, 0)
+    _exactly("total", header.total, 0)
+
+
+def _check_disk_sync(header: FrameHeader, _disks: DiskCapacities) -> None:
+    _exactly("body length", header.body_bytes, 0)
+    _within("final mark", header.count, 1)
+    _within("frames of a barrier", header.total, header.first)
+
+
+def _check_disks(header: FrameHeader, _disks: DiskCapacities) -> None:
+    if not 1 <= header.count <= MAX_DISKS:
+        raise LimitExceeded("disks", header.count, MAX_DISKS)
+    _exactly("body length", header.body_bytes, header.count * DISK_ROW_BYTES)
+    for field, value in (("iteration", header.iteration), ("first", header.first), ("total", header.total)):
+        _exactly(field, value, 0)
+
+
+_DISK_CHECKS: Final = {
+    FrameType.DISKS: _check_disks,
+    FrameType.DISK_DATA: _check_disk_data,
+    FrameType.DISK_SYNC: _check_disk_sync,
+    FrameType.DISK_SYNC_ACK: _check_disk_sync,
+    FrameType.MIRROR_WRITE: _check_disk_data,
+    FrameType.MIRROR_ZERO: _check_mirror_zero,
+    FrameType.MIRROR_FLUSH: _check_mirror_flush,
+    FrameType.MIRROR_REPLY: _check_mirror_reply,
+}
+
+
 def runs_header(frame_type: FrameType, iteration: int, runs: PageRuns) -> FrameHeader:
     """The header of a PAGES or ZERO frame over `runs` (at least one)."""
     count, pages = len(runs), int(runs[:, 1].sum())
@@ -284,3 +395,34 @@ def decode_digests(header: FrameHeader, body: bytes | bytearray | memoryview) ->
     """The digests of a checked DIGESTS header."""
     _exactly("body", len(body), header.body_bytes)
     return np.frombuffer(bytes(body), dtype=_DIGEST_TYPE).astype(np.uint64, copy=False)
+
+
+def disks_frame(disks: tuple[DiskExtent, ...]) -> tuple[FrameHeader, bytes]:
+    """The layout of the disks (at least one, keys rising) as header and body."""
+    body = b"".join(_DISK_ROW.pack(disk.key, disk.capacity_bytes) for disk in disks)
+    return FrameHeader(FrameType.DISKS, len(body), count=len(disks)), body
+
+
+def decode_disks(header: FrameHeader, body: bytes | bytearray | memoryview) -> tuple[DiskExtent, ...]:
+    """The disks of a checked DISKS header; whether they are the right ones is for the caller.
+
+    :raises ProtocolViolation: their keys don't rise.
+    """
+    _exactly("body", len(body), header.body_bytes)
+    disks = tuple(DiskExtent(key, capacity_bytes) for key, capacity_bytes in _DISK_ROW.iter_unpack(body))
+    if any(one.key >= other.key for one, other in pairwise(disks)):
+        raise ProtocolViolation("The keys of the disks don't rise.")
+    return disks
+
+
+def failed_value(key: int, code: DiskFaultCode) -> int:
+    """The value of a FAILED that speaks of a disk: the code in the low 8 bits, the key in the 32 above."""
+    return key << 8 | code
+
+
+def decode_failed_value(value: int) -> tuple[int, DiskFaultCode] | None:
+    """The disk's key and what befell it, or None where a FAILED speaks of no disk, or of nothing known."""
+    code = value & 0xFF
+    if code not in DiskFaultCode.__members__.values() or value >> 40:
+        return None
+    return value >> 8, DiskFaultCode(code)

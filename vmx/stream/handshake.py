@@ -30,17 +30,19 @@ from vmx.stream.errors import (
     VersionMismatch,
     WrongMigration,
 )
-from vmx.stream.spec import CONTROL_CHANNEL, Encryption, StreamSecret
+from vmx.stream.spec import ChannelPlan, ChannelRole, Encryption, StreamSecret
 
-# This version and the one before it are understood. There is no version before 1 yet.
-STREAM_VERSION: Final = 1
+# This version and the one before it are understood. Version 1 has memory only.
+STREAM_VERSION: Final = 2
 OLDEST_STREAM_VERSION: Final = max(1, STREAM_VERSION - 1)
+# What a stream with disks, or without memory, needs at least.
+DISKS_VERSION: Final = 2
 
 MAGIC: Final = b"\x89VPXMIG\n"
 NONCE_BYTES: Final = 32
 PROOF_BYTES: Final = 32
 
-_HELLO: Final = Struct("<8sBBHHHHHQ32sI")
+_HELLO: Final = Struct("<8sBBHBBHHHQ32sI")
 _ANSWER_HEAD: Final = Struct("<8sBBHI")
 _SHORT: Final = Struct("<8sBBHI32s")
 HELLO_BYTES: Final = _HELLO.size
@@ -60,13 +62,6 @@ class MessageType(IntEnum):
     REFUSAL = 5
 
 
-class ChannelRole(IntEnum):
-    """What a connection is for. The numbers are on the wire and never reused."""
-
-    CONTROL = 1
-    PAGES = 2
-
-
 @dataclass(frozen=True)
 class Hello:
     """What a connection says it is."""
@@ -78,11 +73,22 @@ class Hello:
     nonce: bytes
     oldest_version: int = OLDEST_STREAM_VERSION
     newest_version: int = STREAM_VERSION
+    disk_channel_count: int = 0
+
+    @property
+    def channels(self) -> ChannelPlan:
+        """The connections that the stream shall have."""
+        return ChannelPlan(self.channel_count, self.disk_channel_count)
 
     @property
     def role(self) -> ChannelRole:
-        """Channel 0 is control, all others carry pages."""
-        return ChannelRole.CONTROL if self.channel_index == CONTROL_CHANNEL else ChannelRole.PAGES
+        """What this connection is for: its index says so."""
+        return self.channels.role(self.channel_index)
+
+
+def oldest_version_for(channels: ChannelPlan) -> int:
+    """The oldest version that such a stream can be spoken in; 1 would be refused by name, not misunderstood."""
+    return DISKS_VERSION if channels.disks or not channels.pages else OLDEST_STREAM_VERSION
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ def encode_hello(hello: Hello) -> bytes:
         hello.role,
         hello.channel_index,
         hello.channel_count,
+        hello.disk_channel_count,
         hello.oldest_version,
         hello.newest_version,
         hello.encryption,
@@ -126,20 +133,26 @@ def decode_hello(data: bytes) -> Hello:
     """
     if len(data) != HELLO_BYTES:
         raise NotOurProtocol(f"A HELLO has {len(data)} bytes instead of {HELLO_BYTES}.")
-    magic, kind, role, index, count, oldest, newest, encryption, migration_id, nonce, reserved = (
+    magic, kind, role, index, count, disk_count, oldest, newest, encryption, migration_id, nonce, reserved = (
         _HELLO.unpack(data)
     )
     if magic != MAGIC or kind != MessageType.HELLO or reserved:
         raise NotOurProtocol("The first bytes are no HELLO.")
     if encryption not in Encryption.__members__.values():
         raise NotOurProtocol(f"The encryption {encryption} is unknown.")
-    hello = Hello(index, count, migration_id, Encryption(encryption), nonce, oldest, newest)
+    hello = Hello(index, count, migration_id, Encryption(encryption), nonce, oldest, newest, disk_count)
     if role != hello.role:
         raise NotOurProtocol(f"Channel {index} can't have the role {role}.")
     return hello
 
 
-def check_hello(hello: Hello, secret: StreamSecret, encryption: Encryption, channel_count: int) -> int:
+def check_hello(
+    hello: Hello,
+    secret: StreamSecret,
+    encryption: Encryption,
+    channel_count: int,
+    disk_channel_count: int = 0,
+) -> int:
     """Whether this listener waits for such a connection; the version to speak with it, the newest both know.
 
     :raises VersionMismatch: no version in common.
@@ -148,16 +161,18 @@ def check_hello(hello: Hello, secret: StreamSecret, encryption: Encryption, chan
     :raises ChannelRefused: the index or the count is not this stream's.
     """
     version = min(hello.newest_version, STREAM_VERSION)
-    if version < max(hello.oldest_version, OLDEST_STREAM_VERSION):
+    channels = ChannelPlan(channel_count, disk_channel_count)
+    if version < max(hello.oldest_version, oldest_version_for(channels)):
         raise VersionMismatch(hello.oldest_version, hello.newest_version)
     if hello.migration_id != secret.migration_id:
         raise WrongMigration(hello.migration_id)
     if hello.encryption is not encryption:
         raise EncryptionMismatch
-    if hello.channel_count != channel_count:
-        raise ChannelRefused(hello.channel_index, f"the stream has {channel_count} page channels")
-    if hello.channel_index > channel_count:
-        raise ChannelRefused(hello.channel_index, f"the last channel is {channel_count}")
+    if hello.channels != channels:
+        reason = f"the stream has {channels.pages} page channels and {channels.disks} disk channels"
+        raise ChannelRefused(hello.channel_index, reason)
+    if hello.channel_index >= channels.total:
+        raise ChannelRefused(hello.channel_index, f"the last channel is {channels.total - 1}")
     return version
 
 
@@ -199,7 +214,7 @@ def decode_challenge(secret: StreamSecret, hello: bytes, data: bytes) -> Transcr
     """Check CHALLENGE and the destination's proof in it.
 
     :raises NotOurProtocol: these bytes are no CHALLENGE.
-    :raises VersionMismatch: the version chosen is not one of ours.
+    :raises VersionMismatch: the version chosen is none that `hello` offers.
     :raises ProofRejected: the listener does not know the secrets.
     """
     if len(data) != CHALLENGE_BYTES:
@@ -207,7 +222,8 @@ def decode_challenge(secret: StreamSecret, hello: bytes, data: bytes) -> Transcr
     magic, kind, zero, version, reserved = _ANSWER_HEAD.unpack(data[:ANSWER_HEAD_BYTES])
     if magic != MAGIC or kind != MessageType.CHALLENGE or zero or reserved:
         raise NotOurProtocol("The answer is no CHALLENGE.")
-    if not OLDEST_STREAM_VERSION <= version <= STREAM_VERSION:
+    offered = decode_hello(hello)
+    if not offered.oldest_version <= version <= offered.newest_version:
         raise VersionMismatch(version, version)
     transcript = Transcript(hello, data[:-PROOF_BYTES], version)
     _expect(data[-PROOF_BYTES:], _proof(secret, b"destination", transcript))

@@ -13,23 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmx.guest.pages import PAGE_BYTES, PageRuns, page_indexes
-from vmx.stream import frames, handshake
-from vmx.stream.errors import StreamError
-from vmx.stream.frames import HEADER_BYTES, ControlCode, ControlMessage, FrameHeader, FrameType
+from vmx.stream import frames, handshake, recorded_disks
+from vmx.stream.frames import (
+    HEADER_BYTES,
+    ControlCode,
+    ControlMessage,
+    DiskCapacities,
+    FrameType,
+)
+from vmx.stream.recorded_disks import RecordedDisks, RecordedFrame, RecordingError
 from vmx.stream.records import Opener
-from vmx.stream.spec import CONTROL_CHANNEL, StreamSecret
+from vmx.stream.spec import CONTROL_CHANNEL, ChannelPlan, ChannelRole, DiskExtent, StreamSecret
 
 _MAX_BODY_BYTES: Final = max(frames.MAX_PAGES_BODY_BYTES, frames.MAX_DIGESTS * frames.DIGEST_BYTES)
-
-
-class RecordingError(StreamError):
-    """The recording breaks the protocol: on `channel_index` (None: across channels), `rule` says which rule."""
-
-    def __init__(self, channel_index: int | None, rule: str) -> None:
-        place = "the stream" if channel_index is None else f"channel {channel_index}"
-        super().__init__(f"The recording of {place} breaks the protocol: {rule}.")
-        self.channel_index = channel_index
-        self.rule = rule
 
 
 @dataclass(frozen=True)
@@ -58,12 +54,7 @@ class RecordedStream:
     device_state: bytes
     to_destination: tuple[ControlMessage, ...]
     to_source: tuple[ControlMessage, ...]
-
-
-@dataclass
-class _Frame:
-    header: FrameHeader
-    body: bytes
+    disks: RecordedDisks
 
 
 @dataclass
@@ -75,36 +66,49 @@ class _Pages:
 
 
 def check_recording(
-    secret: StreamSecret, page_count: int, recordings: Sequence[ConnectionRecording]
+    secret: StreamSecret,
+    page_count: int,
+    recordings: Sequence[ConnectionRecording],
+    disks: tuple[DiskExtent, ...] = (),
 ) -> RecordedStream:
-    """Check a whole stream against the protocol.
+    """Check a whole stream, of a guest of `page_count` pages and these disks, against the protocol.
 
     :raises RecordingError: the first rule that is broken.
     :raises StreamError: bytes that no handshake message, record or frame can be.
     """
-    channels: dict[int, tuple[list[_Frame], list[_Frame]]] = {}
-    counts = set()
+    channels: dict[int, _Both] = {}
+    plans: set[ChannelPlan] = set()
+    capacities = {disk.key: disk.capacity_bytes for disk in disks}
     for recording in recordings:
-        index, count, to_destination, to_source = _open(secret, page_count, recording)
+        index, plan, both = _open(secret, page_count, capacities, recording)
         if index in channels:
             raise RecordingError(index, "it was opened twice")
-        channels[index] = (to_destination, to_source)
-        counts.add(count)
-    if len(counts) != 1 or set(channels) != set(range(1 + next(iter(counts)))):
+        channels[index] = both
+        plans.add(plan)
+    if len(plans) != 1 or set(channels) != set(range(next(iter(plans)).total)):
         raise RecordingError(None, "not all channels were opened")
+    role = next(iter(plans)).role
     iterations: list[dict[int, _Pages]] = []
     for index in range(1, len(channels)):
-        if channels[index][1]:
-            raise RecordingError(index, "a page channel carries frames to the source")
-        iterations.append(_check_page_channel(index, channels[index][0], page_count))
+        if role(index) is not ChannelRole.MIRROR and channels[index][1]:
+            raise RecordingError(index, "it carries frames to the source")
+        if role(index) is ChannelRole.PAGES:
+            iterations.append(_check_page_channel(index, channels[index][0], page_count))
     records, sent = _check_iterations(iterations)
-    device_state, forth, back = _check_control(channels[CONTROL_CHANNEL], page_count, records)
-    return RecordedStream(tuple(records), sent, device_state, forth, back)
+    control = channels[CONTROL_CHANNEL]
+    device_state, forth, back = _check_control(control, page_count, records)
+    recorded_disks.check_announcement(control[0], disks)
+    found = recorded_disks.check_disks(next(iter(plans)), channels)
+    return RecordedStream(tuple(records), sent, device_state, forth, back, found)
+
+
+# What a connection carried: to the destination, and to the source.
+_Both = tuple[list[RecordedFrame], list[RecordedFrame]]
 
 
 def _open(
-    secret: StreamSecret, page_count: int, recording: ConnectionRecording
-) -> tuple[int, int, list[_Frame], list[_Frame]]:
+    secret: StreamSecret, page_count: int, disks: DiskCapacities, recording: ConnectionRecording
+) -> tuple[int, ChannelPlan, _Both]:
     hello_bytes = recording.to_destination[: handshake.HELLO_BYTES]
     hello = handshake.decode_hello(hello_bytes)
     index = hello.channel_index
@@ -120,15 +124,14 @@ def _open(
     keys = handshake.session_keys(secret, transcript)
     forth = Opener(index, keys.to_destination)
     back = Opener(index, keys.to_source)
-    return (
-        index,
-        hello.channel_count,
-        list(_frames(forth, recording.to_destination[proof_end:], page_count)),
-        list(_frames(back, recording.to_source[accept_end:], page_count)),
+    both = (
+        list(_frames(forth, recording.to_destination[proof_end:], page_count, disks)),
+        list(_frames(back, recording.to_source[accept_end:], page_count, disks)),
     )
+    return index, hello.channels, both
 
 
-def _frames(opener: Opener, data: bytes, page_count: int) -> Iterator[_Frame]:
+def _frames(opener: Opener, data: bytes, page_count: int, disks: DiskCapacities) -> Iterator[RecordedFrame]:
     view, at = memoryview(data), 0
     scratch = memoryview(bytearray(_MAX_BODY_BYTES))
 
@@ -142,11 +145,11 @@ def _frames(opener: Opener, data: bytes, page_count: int) -> Iterator[_Frame]:
         return bytes(scratch[:length])
 
     while at < len(view):
-        header = frames.decode_header(record(HEADER_BYTES), page_count)
-        yield _Frame(header, record(header.body_bytes) if header.body_bytes else b"")
+        header = frames.decode_header(record(HEADER_BYTES), page_count, disks)
+        yield RecordedFrame(header, record(header.body_bytes) if header.body_bytes else b"")
 
 
-def _check_page_channel(index: int, found: list[_Frame], page_count: int) -> dict[int, _Pages]:
+def _check_page_channel(index: int, found: list[RecordedFrame], page_count: int) -> dict[int, _Pages]:
     iterations: dict[int, _Pages] = {}
     last, current = -1, _Pages()
     begun: int | None = None
@@ -179,7 +182,7 @@ def _check_iterations(channels: list[dict[int, _Pages]]) -> tuple[list[Iteration
         raise RecordingError(None, "the channels did not go through the same iterations")
     records = []
     ever: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-    for iteration in channels[0]:
+    for iteration in channels[0] if channels else ():
         parts = [channel[iteration] for channel in channels]
         tables = [runs for part in parts for runs in part.data + part.zero]
         pages = np.concatenate([page_indexes(runs) for runs in tables] or [ever[:0]])
@@ -193,7 +196,7 @@ def _check_iterations(channels: list[dict[int, _Pages]]) -> tuple[list[Iteration
 
 
 def _check_control(
-    found: tuple[list[_Frame], list[_Frame]], page_count: int, records: list[IterationRecord]
+    found: tuple[list[RecordedFrame], list[RecordedFrame]], page_count: int, records: list[IterationRecord]
 ) -> tuple[bytes, tuple[ControlMessage, ...], tuple[ControlMessage, ...]]:
     forth, back = found
     for side, allowed in ((forth, frames.TO_DESTINATION_TYPES), (back, frames.TO_SOURCE_TYPES)):
@@ -222,7 +225,7 @@ def _check_control(
     return _device_state(forth), to_destination, to_source
 
 
-def _messages(side: list[_Frame]) -> tuple[ControlMessage, ...]:
+def _messages(side: list[RecordedFrame]) -> tuple[ControlMessage, ...]:
     return tuple(frames.decode_control(f.header, f.body) for f in side if f.header.type is FrameType.CONTROL)
 
 
@@ -238,7 +241,7 @@ def _check_hand_over(forth: list[ControlCode], back: list[ControlCode]) -> None:
         raise RecordingError(CONTROL_CHANNEL, "RESUMED was said before READY")
 
 
-def _device_state(forth: list[_Frame]) -> bytes:
+def _device_state(forth: list[RecordedFrame]) -> bytes:
     state, ended = bytearray(), False
     for frame in forth:
         if frame.header.type is not FrameType.DEVICE_STATE:
@@ -252,7 +255,7 @@ def _device_state(forth: list[_Frame]) -> bytes:
     return bytes(state)
 
 
-def _check_digests(side: list[_Frame], page_count: int) -> None:
+def _check_digests(side: list[RecordedFrame], page_count: int) -> None:
     at = 0
     for frame in side:
         if frame.header.type is FrameType.DIGESTS:

@@ -1,7 +1,7 @@
 """How the channels of a stream come to be: the destination's listener, the source's connections.
 
 The listener waits on the vMotion address, on the first free port from 8000 up, until the source has opened its control
-channel and all its page channels. Whoever else knocks (a scanner, a replayed recording, a peer that sends a byte per
+channel and all its other channels. Whoever else knocks (a scanner, a replayed recording, a peer that sends a byte per
 second, another migration) costs that one connection and nothing more: handshakes run side by side, each under one
 deadline, in a bounded number; where the bound is reached the oldest unfinished one has to go, so the right peer, whose
 handshake takes milliseconds, always finds a place.
@@ -28,7 +28,15 @@ from vmx.stream.errors import (
     StrangerAddress,
 )
 from vmx.stream.handshake import Hello, SessionKeys
-from vmx.stream.spec import FIRST_PORT, PORT_COUNT, ReceiverSpec, StreamSpec, StreamTimeouts
+from vmx.stream.spec import (
+    FIRST_PORT,
+    PORT_COUNT,
+    ChannelPlan,
+    ChannelRole,
+    ReceiverSpec,
+    StreamSpec,
+    StreamTimeouts,
+)
 
 MAX_PENDING_HANDSHAKES: Final = 32
 _BACKLOG: Final = 64
@@ -47,14 +55,23 @@ class OpenedChannel:
     keys: SessionKeys
 
 
-def tune(sock: socket.socket, timeouts: StreamTimeouts) -> None:
+def send_limit_s(role: ChannelRole, timeouts: StreamTimeouts) -> float:
+    """How long the peer of such a channel may take nothing. Disks stall (a full cache, a slow array) where memory
+    doesn't; whether their peer lives is what the control channel knows."""
+    if role in {ChannelRole.DISKS, ChannelRole.MIRROR}:
+        return max(timeouts.silent_peer_s, timeouts.disk_write_s)
+    return timeouts.silent_peer_s
+
+
+def tune(sock: socket.socket, role: ChannelRole, timeouts: StreamTimeouts) -> None:
     """Socket options of every channel.
 
     Buffers are left to the kernel: setting SO_SNDBUF or SO_RCVBUF turns its autotuning off and is capped by
     net.core.{w,r}mem_max (212992 by default), a 50th of what one 10 GbE stream at 1 ms round trip fills.
-    TCP_USER_TIMEOUT (tcp(7)) ends a connection whose peer acknowledges nothing; keepalive probes do so when idle.
+    TCP_USER_TIMEOUT (tcp(7)) ends a connection whose peer acknowledges nothing, or has no room for so long; keepalive
+    probes do so when idle.
     """
-    silent_ms = int(timeouts.silent_peer_s * 1000)
+    silent_ms = int(send_limit_s(role, timeouts) * 1000)
     probe_s = max(1, int(timeouts.silent_peer_s / 4))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silent_ms)
@@ -92,7 +109,7 @@ async def open_channel(spec: StreamSpec, index: int) -> OpenedChannel:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         try:
-            tune(sock, spec.timeouts)
+            tune(sock, spec.channels.role(index), spec.timeouts)
             sock.bind((spec.source_address, 0))
             async with asyncio.timeout(spec.timeouts.connect_s):
                 await loop.sock_connect(sock, (spec.destination_address, spec.port))
@@ -122,6 +139,8 @@ async def _introduce(spec: StreamSpec, index: int, sock: socket.socket) -> Sessi
             spec.secret.migration_id,
             spec.encryption,
             secrets.token_bytes(handshake.NONCE_BYTES),
+            handshake.oldest_version_for(spec.channels),
+            disk_channel_count=spec.channels.disks,
         )
     )
     await loop.sock_sendall(sock, hello)
@@ -179,7 +198,7 @@ class ChannelListener:
         :returns: the channels by index: control first.
         :raises ChannelsMissing: not within `deadline_s`; what was opened is closed again.
         """
-        required = 1 + self._spec.channel_count
+        required = self._spec.channels.total
         accepting = asyncio.create_task(self._accept_loop(), name="stream-accept")
         try:
             async with asyncio.timeout(deadline_s):
@@ -245,7 +264,7 @@ class ChannelListener:
         except OSError as error:
             self._refuse(sock, peer_address, NotOurProtocol(f"The connection broke: {error}."))
         else:
-            if len(self._channels) == 1 + self._spec.channel_count:
+            if len(self._channels) == self._spec.channels.total:
                 self._complete.set()
             return True
         return False
@@ -253,10 +272,11 @@ class ChannelListener:
     async def _examine(self, sock: socket.socket) -> OpenedChannel:
         loop = asyncio.get_running_loop()
         spec = self._spec
-        tune(sock, spec.timeouts)
+        channels: ChannelPlan = spec.channels
         hello_bytes = await _read_exactly(sock, handshake.HELLO_BYTES)
         hello = handshake.decode_hello(hello_bytes)
-        version = handshake.check_hello(hello, spec.secret, spec.encryption, spec.channel_count)
+        version = handshake.check_hello(hello, spec.secret, spec.encryption, channels.pages, channels.disks)
+        tune(sock, hello.role, spec.timeouts)
         nonce = secrets.token_bytes(handshake.NONCE_BYTES)
         challenge, transcript = handshake.encode_challenge(spec.secret, hello_bytes, version, nonce)
         await loop.sock_sendall(sock, challenge)

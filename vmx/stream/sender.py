@@ -1,5 +1,7 @@
 """The source's side of a stream: sends sets of guest pages and returns when the destination has placed them all.
 
+Where disks move too, disk_sender.py and mirror_sender.py have their channels.
+
 Each page channel has a thread. An iteration is cut into frames (plan.py); the threads take frame after frame until
 none is left, so a slow channel never holds up a fast one; then each says SYNC, and the destination acknowledges when
 all have arrived.
@@ -15,7 +17,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,17 +38,21 @@ from vmx.stream import frames
 from vmx.stream.bandwidth import BandwidthCap
 from vmx.stream.connection import PageSender
 from vmx.stream.control import ControlChannel, ControlHooks
+from vmx.stream.disk_sender import RemoteDisk, SourceDisks
 from vmx.stream.errors import (
     ConnectionLost,
     PeerSilent,
     ProtocolViolation,
+    RemoteDiskFailed,
     RemoteFailure,
     StreamAborted,
+    StreamError,
 )
 from vmx.stream.frames import ControlCode, ControlMessage, FrameHeader, FrameType
 from vmx.stream.plan import FramePlan
 from vmx.stream.rendezvous import OpenedChannel, open_channel
-from vmx.stream.spec import StreamSpec
+from vmx.stream.spec import ChannelRole, StreamSpec
+from vmx.threads import in_thread
 
 # A receiver that fails drops its page channels and says why on the control channel: how long that word may take.
 _EXPLANATION_S: Final = 0.5
@@ -69,11 +75,15 @@ class IterationSent:
 
 @dataclass(frozen=True)
 class SendProgress:
-    """Totals since the stream began; `wire_bytes` counts what the page channels gave to TCP."""
+    """Totals since the stream began; `wire_bytes` counts what the page channels gave to TCP, `disk_wire_bytes` what the
+    disk and mirror channels did. `disk_bytes` is bulk data, `mirrored_bytes` what the destination has acknowledged."""
 
     pages: int
     zero_pages: int
     wire_bytes: int
+    disk_bytes: int = 0
+    mirrored_bytes: int = 0
+    disk_wire_bytes: int = 0
 
 
 def zero_mask(pages: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
@@ -229,7 +239,8 @@ _Mailbox = queue.SimpleQueue["_Worker | FrameHeader | Exception"]
 class SourceStreams:
     """All channels of one migration at its source. Made by `connect`, ended by `close`.
 
-    `send_iteration` blocks and is for a thread; `control` is for the loop; `abort` and `progress` are for anybody.
+    `send_iteration` blocks and is for a thread, and so are the calls of `disks`; `control` and `finish_disks` are for
+    the loop; `abort` and `progress` are for anybody.
     """
 
     def __init__(self, spec: StreamSpec, channels: list[OpenedChannel]) -> None:
@@ -241,24 +252,27 @@ class SourceStreams:
         self._last_iteration = -1
         self._cap = BandwidthCap(spec.bandwidth_bytes_per_s)
         silent_s = spec.timeouts.silent_peer_s
-        hooks = ControlHooks(self._mailbox.put, self._on_remote_failure, self._mailbox.put)
+        hooks = ControlHooks(
+            self._on_ack, self._on_remote_failure, self._on_control_lost, self._check_message
+        )
         self.control = ControlChannel(channels[0], self._page_count, True, spec.timeouts, hooks)
         self._workers = [
-            _Worker(PageSender(opened, silent_s), spec, self._cap, self._mailbox) for opened in channels[1:]
+            _Worker(PageSender(opened, silent_s), spec, self._cap, self._mailbox)
+            for opened in channels
+            if spec.channels.role(opened.index) is ChannelRole.PAGES
         ]
+        self._disks = SourceDisks(spec, channels, self._cap, self._fail) if spec.disks else None
 
     @classmethod
     async def connect(cls, spec: StreamSpec) -> "SourceStreams":
-        """Open all channels to the waiting destination and tell it the memory's layout.
+        """Open all channels to the waiting destination and tell it the memory's layout and the disks.
 
         :raises SpecInvalid: the specification makes no sense.
         :raises ConnectFailed: the destination can't be reached.
         :raises HandshakeError: it is not our destination, or refused us. In every case nothing stays open.
         """
         spec.check()
-        opening = [
-            asyncio.ensure_future(open_channel(spec, index)) for index in range(1 + spec.channel_count)
-        ]
+        opening = [asyncio.ensure_future(open_channel(spec, index)) for index in range(spec.channels.total)]
         try:
             channels = await asyncio.gather(*opening)
         except BaseException:
@@ -272,6 +286,8 @@ class SourceStreams:
         streams.control.start()
         try:
             await streams.control.send(ControlMessage(ControlCode.LAYOUT, spec.ram_bytes))
+            if spec.disks:
+                await streams.control.send_disks(spec.disks)
         except BaseException:
             await streams.close()
             raise
@@ -282,7 +298,43 @@ class SourceStreams:
         workers = self._workers
         zero = sum(worker.zero_pages for worker in workers)
         data = sum(worker.data_pages for worker in workers)
-        return SendProgress(data + zero, zero, sum(worker.wire_bytes for worker in workers))
+        page_wire_bytes = sum(worker.wire_bytes for worker in workers)
+        if self._disks is None:
+            return SendProgress(data + zero, zero, page_wire_bytes)
+        disks = self._disks
+        return SendProgress(
+            data + zero,
+            zero,
+            page_wire_bytes,
+            disks.bulk_bytes,
+            disks.mirror.mirrored_bytes,
+            disks.wire_bytes,
+        )
+
+    @property
+    def disks(self) -> Mapping[int, RemoteDisk]:
+        """The disks at the destination by key: where the bulk copy and the mirror write to."""
+        return {} if self._disks is None else self._disks.remote
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the stream's data channels first, or None while nothing has: the cause behind a disk's error."""
+        return self._failure.get("first")
+
+    async def finish_disks(self, final: bool = False) -> None:
+        """Wait until all bulk data sent so far is written and flushed at the destination. Writers wait meanwhile.
+
+        With `final`, after the guest's stop and the end of its mirror: every mirrored write is acknowledged and flushed
+        too, nothing may follow, and only then the destination may say READY. May run beside `send_iteration`.
+        A cancellation aborts the stream. Returns at once where the stream has no disks.
+
+        :raises ProtocolViolation: it was final already.
+        :raises StreamError: the stream failed, now or earlier; RemoteDiskFailed where a disk of the destination did.
+        """
+        if self._disks is not None:
+            await in_thread(
+                self._disks.finish, final, on_cancel=lambda: self.abort("waiting for the disks was cancelled")
+            )
 
     def send_iteration(
         self, iteration: int, runs: PageRuns, memory: MappedMemory, record_sent: RecordSent | None = None
@@ -293,11 +345,13 @@ class SourceStreams:
         go on writing; a page that it writes meanwhile arrives in some state and is for the tracer to report again.
 
         :raises PageRunsError: `runs` is not valid for this guest; nothing was sent, the stream goes on.
-        :raises ProtocolViolation: as above, if `iteration` is not greater than the last one.
+        :raises ProtocolViolation: as above, if `iteration` is not greater than the last one, or there is no memory.
         :raises StreamError: the stream failed, now or earlier. All page threads have ended, no view of `memory` is
             held, and every later call raises the same error. What the destination holds is then worthless.
         """
         self._raise_failure()
+        if not self._workers:
+            raise ProtocolViolation("The stream has no memory to send.")
         validate(runs, self._page_count)
         if not self._last_iteration < iteration < 2**32:
             raise ProtocolViolation(f"Iteration {iteration} does not follow {self._last_iteration}.")
@@ -320,8 +374,8 @@ class SourceStreams:
         return IterationSent(iteration, pages, zero_pages, pages * PAGE_BYTES, wire_bytes, duration_ms)
 
     def abort(self, reason: str) -> None:
-        """Stop sending pages at once, from any thread: `send_iteration` raises StreamAborted. The control channel
-        stays, to tell the peer why."""
+        """Stop sending pages and disks at once, from any thread: `send_iteration` raises StreamAborted. The control
+        channel stays, to tell the peer why."""
         self._fail(StreamAborted(reason))
 
     async def close(self) -> None:
@@ -372,8 +426,31 @@ class SourceStreams:
                 f"pages; {wanted[1]} and {wanted[2]} of iteration {iteration} were sent."
             )
 
-    def _on_remote_failure(self, reason: str) -> None:
-        self._mailbox.put(RemoteFailure(reason))
+    def _on_ack(self, ack: FrameHeader) -> None:
+        if ack.type is FrameType.SYNC_ACK:
+            self._mailbox.put(ack)
+        elif self._disks is None:
+            raise ProtocolViolation("An ack came of disks that the stream doesn't have.")
+        else:
+            self._disks.acknowledge(ack)
+
+    def _on_remote_failure(self, message: ControlMessage) -> None:
+        failure = RemoteFailure(message.text)
+        disk = frames.decode_failed_value(message.value)
+        if disk is not None:
+            failure = RemoteDiskFailed(*disk, message.text)
+        self._mailbox.put(failure)
+        if self._disks is not None:
+            self._fail(failure)
+
+    def _on_control_lost(self, error: StreamError) -> None:
+        self._mailbox.put(error)
+        if self._disks is not None:
+            self._fail(error)
+
+    def _check_message(self, message: ControlMessage) -> None:
+        if message.code is ControlCode.READY and self._disks is not None and not self._disks.final:
+            raise ProtocolViolation("READY was said before the disks were handed over.")
 
     def _fail(self, error: Exception) -> None:
         if self._failure.setdefault("first", error) is not error:
@@ -384,6 +461,8 @@ class SourceStreams:
         for worker in self._workers:
             worker.channel.shut_down()
             worker.jobs.put(None)
+        if self._disks is not None:
+            self._disks.fail(error)
 
     def _raise_failure(self) -> None:
         if "first" in self._failure:
@@ -401,3 +480,5 @@ class SourceStreams:
         for worker in self._workers:
             worker.thread.join()
             worker.channel.close()
+        if self._disks is not None:
+            self._disks.join()

@@ -19,6 +19,7 @@ from runtime.rpc.channel import network_channel
 from runtime.rpc.identity import Identity, Role
 from runtime.rpc.operation_id import new_operation_id, use_operation_id
 from vpxd.agents.intake import Intake
+from vpxd.agents.storage_client import StorageClient
 from vpxd.agents.vpxa_client import VpxaClient
 from vpxd.events.event import EventDraft, EventType, Severity
 from vpxd.events.log import EventLog
@@ -51,6 +52,7 @@ class HostAgent:
         self._parts = parts
         self._channel = network_channel(host.address, parts.identity, Role.HOST, host.name)
         self.client = VpxaClient(self._channel, host.name)
+        self.storage = StorageClient(self._channel, host.name)
         self._heard = asyncio.Event()
         self._connected = asyncio.Event()
 

@@ -70,6 +70,7 @@ class Intake:
             datastores=inventory.datastores,
             live={other: self._live.host(other) for other in inventory.hosts},
             untouchable=frozenset(held) | self._live.settling(self._monotonic()),
+            networks=inventory.networks,
         )
         return plan(known, live.info or host.info, live.vms)
 
@@ -80,6 +81,10 @@ class Intake:
             transaction.put(replace(datastore, id=await transaction.new_id(Kind.DATASTORE)))
         for datastore in planned.changed_datastores:
             transaction.put(datastore)
+        for network in planned.new_networks:
+            transaction.put(replace(network, id=await transaction.new_id(Kind.NETWORK)))
+        for network in planned.changed_networks:
+            transaction.put(network)
         for vm in planned.new_vms:
             registered = replace(vm, id=await transaction.new_id(Kind.VM))
             transaction.put(registered)

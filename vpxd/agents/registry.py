@@ -8,6 +8,7 @@ from runtime.faults import HostNotConnected
 from runtime.rpc.channel import network_channel
 from runtime.rpc.identity import Role
 from vpxd.agents.host_agent import AgentParts, HostAgent
+from vpxd.agents.storage_client import StorageClient
 from vpxd.agents.vpxa_client import VpxaClient
 from vpxd.inventory.records import Host
 from vpxd.inventory.values import HostInfo, HostUsage
@@ -62,12 +63,11 @@ class AgentRegistry:
 
     def connected_client(self, host: Host) -> VpxaClient:
         """The client of a host that answers. :raises HostNotConnected: it doesn't."""
-        live, agent = self._parts.live.host(host.id), self._agents.get(host.id)
-        if agent is None or not live.connected:
-            raise HostNotConnected(
-                f"{host.name} is {live.connection.value}", host=host.name, state=live.connection.value
-            )
-        return agent.client
+        return self._connected(host).client
+
+    def connected_storage(self, host: Host) -> StorageClient:
+        """The datastores of a host that answers. :raises HostNotConnected: it doesn't."""
+        return self._connected(host).storage
 
     async def ask(self, name: str, address: str) -> tuple[HostInfo, HostUsage]:
         """Asks a host that isn't added yet what it is.
@@ -79,3 +79,11 @@ class AgentRegistry:
             return await VpxaClient(channel, name).get_host()
         finally:
             await channel.close()
+
+    def _connected(self, host: Host) -> HostAgent:
+        live, agent = self._parts.live.host(host.id), self._agents.get(host.id)
+        if agent is None or not live.connected:
+            raise HostNotConnected(
+                f"{host.name} is {live.connection.value}", host=host.name, state=live.connection.value
+            )
+        return agent

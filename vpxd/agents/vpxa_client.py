@@ -14,7 +14,7 @@ from runtime.faults import ManagedObjectNotFound, TimedOut, VimFault
 from runtime.rpc.channel import ACTION_TIMEOUT_S, QUERY_TIMEOUT_S
 from runtime.rpc.faults import fault_from_proto, remote_faults, remote_stream
 from vpxd.inventory.values import HostInfo, HostReport, HostUsage, VmConfig, VmState
-from vpxd.migration.progress import MigrationProgress, Phase
+from vpxd.migration.progress import DiskCopy, MigrationProgress, Phase
 from vpxd.migration.spec import Endpoint, MigrationSpec
 from vpxd.migration.verdict import HostAnswer
 from vpxd.wire import (
@@ -98,10 +98,11 @@ class VpxaClient:
         with remote_faults(self._peer):
             return _vm(await self._stub.ReconfigureVm(request, timeout=ACTION_TIMEOUT_S))
 
-    async def power_on(self, uuid: str, task: str) -> VmState:
-        """Starts the VM; answers when its guest runs."""
+    async def power_on(self, uuid: str, task: str, evc_mode: str) -> VmState:
+        """Starts the VM under its cluster's EVC mode; answers when its guest runs."""
+        request = ops.VmRequest(vm_uuid=uuid, task=task, evc_baseline=evc_mode)
         with remote_faults(self._peer):
-            return _vm(await self._stub.PowerOnVm(_vm_request(uuid, task), timeout=POWER_ON_TIMEOUT_S))
+            return _vm(await self._stub.PowerOnVm(request, timeout=POWER_ON_TIMEOUT_S))
 
     async def power_off(self, uuid: str, task: str) -> VmState:
         """Ends the guest at once."""
@@ -143,6 +144,12 @@ class VpxaClient:
         )
         with remote_faults(self._peer):
             await self._stub.StartSource(request, timeout=ACTION_TIMEOUT_S)
+
+    async def start_relocation(self, spec: MigrationSpec) -> None:
+        """Locks the VM and starts to move its files within the host."""
+        request = ops.StartRelocationRequest(spec=_spec(spec))
+        with remote_faults(self._peer):
+            await self._stub.StartRelocation(request, timeout=ACTION_TIMEOUT_S)
 
     async def watch_migration(self, migration_id: int) -> AsyncGenerator[MigrationUpdate, None]:
         """The migration's status; ends after its last one, or without one when vpxa ends."""
@@ -224,6 +231,8 @@ def _progress(status: status_pb2.MigrationStatus) -> MigrationProgress:
         pages_total=status.pages_total,
         pages_sent=status.pages_sent,
         pages_remaining=status.pages_remaining,
+        ram_bytes=status.ram_bytes,
+        disks=tuple(DiskCopy(disk.key, disk.data_bytes, disk.copied_bytes) for disk in status.disks),
         failure=status.failure,
         status=status.SerializeToString(),
     )
@@ -242,6 +251,11 @@ def _spec(spec: MigrationSpec) -> spec_pb2.MigrationSpec:
         source=_endpoint(spec.source),
         destination=_endpoint(spec.destination),
         key=spec.key,
+        destination_vm=None if spec.destination_vm is None else vm_config_to_wire(spec.destination_vm),
+        destination_home=spec.destination_home,
+        destination_home_datastore_uuid=spec.destination_home_datastore_uuid,
+        moved_disks=spec.moved_disks,
+        powered_off=spec.powered_off,
         options=spec_pb2.MigrationOptions(
             verify=spec_pb2.VerifyMode.ValueType(options.verify),
             encryption=spec_pb2.EncryptionMode.ValueType(options.encryption),

@@ -5,9 +5,15 @@ from typing import Annotated
 import typer
 
 from vpxd.cli import (
+    datastore_commands,
+    disk_commands,
+    evc_commands,
     host_commands,
     inventory_commands,
+    policy_commands,
+    rule_commands,
     task_commands,
+    vm_check,
     vm_commands,
     vm_console,
     vm_migrate,
@@ -30,15 +36,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# These modules put their commands into vm_commands.app when they are imported.
-VM_COMMAND_MODULES = (vm_power, vm_console, vm_migrate)
+# These modules put their commands into vm_commands.app and inventory_commands.clusters when they are imported.
+VM_COMMAND_MODULES = (vm_power, vm_console, vm_check, vm_migrate, evc_commands, rule_commands)
 
 app.add_typer(host_commands.app, name="host")
 app.add_typer(vm_commands.app, name="vm")
 app.add_typer(task_commands.app, name="task")
 task_commands.register_events(app)
 app.add_typer(inventory_commands.clusters, name="cluster")
-app.add_typer(inventory_commands.datastores, name="datastore")
+app.add_typer(datastore_commands.app, name="datastore")
+app.add_typer(disk_commands.app, name="disk")
+app.add_typer(policy_commands.app, name="policy")
 app.add_typer(inventory_commands.networks, name="network")
 inventory_commands.register_about(app)
 

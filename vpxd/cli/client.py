@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from proto.vim.v1 import task_pb2
-from proto.vpxd.v1 import service_pb2, service_pb2_grpc
+from proto.vpxd.v1 import clusters_pb2_grpc, service_pb2, service_pb2_grpc, storage_pb2_grpc
 from runtime.faults import VimFault
 from runtime.rpc.channel import network_channel
 from runtime.rpc.faults import fault_from_proto, fault_of
@@ -26,7 +26,9 @@ from vpxd.cli.config import ClientConfig
 from vpxd.cli.errors import NoAnswer, NoConfiguration, NoConnection
 
 if TYPE_CHECKING:
+    from proto.vpxd.v1.clusters_pb2_grpc import ClustersAsyncStub
     from proto.vpxd.v1.service_pb2_grpc import VpxdAsyncStub
+    from proto.vpxd.v1.storage_pb2_grpc import StorageAsyncStub
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -39,11 +41,17 @@ ENDED = frozenset({task_pb2.TASK_STATE_SUCCESS, task_pb2.TASK_STATE_ERROR})
 
 
 class VpxdClient:
-    """One connection to vpxd; make it with `connect`. `stub` has the rpcs of proto/vpxd/v1/service.proto."""
+    """One connection to vpxd; make it with `connect`.
+
+    `stub` has the rpcs of proto/vpxd/v1/service.proto, `clusters` those of clusters.proto, `storage` those
+    of storage.proto.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, config: ClientConfig) -> None:
         self.config = config
         self.stub: VpxdAsyncStub = service_pb2_grpc.VpxdStub(channel)
+        self.clusters: ClustersAsyncStub = clusters_pb2_grpc.ClustersStub(channel)
+        self.storage: StorageAsyncStub = storage_pb2_grpc.StorageStub(channel)
 
     async def call(
         self,
@@ -58,6 +66,16 @@ class VpxdClient:
         """
         with self._errors():
             return await method(request, timeout=timeout_s)
+
+    async def upload(
+        self,
+        method: "Callable[..., grpc.aio.StreamUnaryCall[Request, Response]]",
+        requests: AsyncIterator[Request],
+        timeout_s: float,
+    ) -> Response:
+        """The answer to an rpc that takes a stream, which must not raise. Raises as `call`."""
+        with self._errors():
+            return await method(requests, timeout=timeout_s)
 
     async def stream(
         self,

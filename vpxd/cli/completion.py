@@ -55,6 +55,55 @@ def datastore_names(context: typer.Context, incomplete: str) -> Names:
     return _complete(context, incomplete, ask)
 
 
+def datastore_paths(context: typer.Context, incomplete: str) -> Names:
+    """The datastores as paths begin, then the files of the folder that is being typed."""
+    bracket = incomplete.find("]")
+
+    async def ask(client: "VpxdClient") -> Names:
+        if bracket < 0:
+            from proto.vpxd.v1.service_pb2 import ListDatastoresRequest
+
+            answer = await client.call(client.stub.ListDatastores, ListDatastoresRequest(), _DEADLINE_S)
+            return [(f"[{one.name}] ", one.id) for one in answer.datastores]
+        from proto.host.v1.storage_pb2 import FILE_TYPE_FOLDER
+        from proto.vpxd.v1.storage_pb2 import DatastoreFileRequest
+
+        folder = incomplete[bracket + 1 :].lstrip().rpartition("/")[0]
+        path = f"{incomplete[: bracket + 1]} {folder}" if folder else incomplete[: bracket + 1]
+        request = DatastoreFileRequest(path=path, host=str(context.params.get("host") or ""))
+        found = await client.call(client.storage.BrowseFolder, request, _DEADLINE_S)
+        prefix = f"{path}/" if folder else f"{path} "
+        return [
+            (f"{prefix}{one.name}{'/' if one.type == FILE_TYPE_FOLDER else ''}", "") for one in found.files
+        ]
+
+    return _complete(context, incomplete, ask)
+
+
+def policy_names(context: typer.Context, incomplete: str) -> Names:
+    """Storage policies."""
+
+    async def ask(client: "VpxdClient") -> Names:
+        from proto.vpxd.v1.storage_pb2 import ListPoliciesRequest
+
+        answer = await client.call(client.storage.ListPolicies, ListPoliciesRequest(), _DEADLINE_S)
+        return [(one.name, one.description) for one in answer.policies]
+
+    return _complete(context, incomplete, ask)
+
+
+def network_names(context: typer.Context, incomplete: str) -> Names:
+    """Networks."""
+
+    async def ask(client: "VpxdClient") -> Names:
+        from proto.vpxd.v1.service_pb2 import ListNetworksRequest
+
+        answer = await client.call(client.stub.ListNetworks, ListNetworksRequest(), _DEADLINE_S)
+        return [(one.name, one.id) for one in answer.networks]
+
+    return _complete(context, incomplete, ask)
+
+
 def task_ids(context: typer.Context, incomplete: str) -> Names:
     """Tasks, newest first, with what they do."""
 

@@ -83,6 +83,12 @@ STATUS_OF: Mapping[int, ExitStatus] = MappingProxyType(
         fault_pb2.FAULT_TYPE_NOT_OWNER: ExitStatus.FAILED,
         fault_pb2.FAULT_TYPE_GUEST_START_FAILED: ExitStatus.FAILED,
         fault_pb2.FAULT_TYPE_GUEST_DIED: ExitStatus.FAILED,
+        fault_pb2.FAULT_TYPE_INVALID_DISK_FORMAT: ExitStatus.FAILED,
+        fault_pb2.FAULT_TYPE_CANNOT_ACCESS_NETWORK: ExitStatus.INCOMPATIBLE,
+        fault_pb2.FAULT_TYPE_EVC_ADMISSION_FAILED: ExitStatus.INCOMPATIBLE,
+        fault_pb2.FAULT_TYPE_RULE_VIOLATION: ExitStatus.INCOMPATIBLE,
+        fault_pb2.FAULT_TYPE_POLICY_NOT_SATISFIED: ExitStatus.INCOMPATIBLE,
+        fault_pb2.FAULT_TYPE_DATASTORE_NOT_SUPPORTED: ExitStatus.INCOMPATIBLE,
         fault_pb2.FAULT_TYPE_SYSTEM_ERROR: ExitStatus.FAILED,
     }
 )

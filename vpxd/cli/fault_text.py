@@ -38,6 +38,8 @@ _HINTS: Mapping[int, str] = MappingProxyType(
         fault_pb2.FAULT_TYPE_INSUFFICIENT_CPU_RESOURCES: _MAKE_ROOM,
         fault_pb2.FAULT_TYPE_INVALID_DATASTORE_PATH: 'paths are written "[datastore] folder/file".',
         fault_pb2.FAULT_TYPE_INACCESSIBLE_DATASTORE: "`vpx datastore list` shows which hosts see it.",
+        fault_pb2.FAULT_TYPE_POLICY_NOT_SATISFIED: "`vpx policy check NAME` shows which datastores satisfy it.",
+        fault_pb2.FAULT_TYPE_NO_DISK_SPACE: "`vpx datastore list` shows the free space.",
         fault_pb2.FAULT_TYPE_PROGRESS_STALLED: _CALMER,
         fault_pb2.FAULT_TYPE_VMOTION_NOT_CONFIGURED: "give the host a vMotion address (HOST_VMOTION_ADDRESS).",
         fault_pb2.FAULT_TYPE_VMOTION_LINK_DOWN: "check the vMotion network between the hosts; the VM is where it was.",

@@ -1,4 +1,4 @@
-"""`vpx cluster`, `vpx datastore`, `vpx network`, `vpx about`: the rest of the inventory."""
+"""`vpx cluster`, `vpx network`, `vpx about`: the rest of the inventory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ import typer
 from proto.vpxd.v1 import inventory_pb2, service_pb2
 from vpxd.cli.command import NoArguments, command
 from vpxd.cli.output import Column, ColumnTable, details_of, table_of
-from vpxd.cli.quantities import bytes_text
 from vpxd.cli.session import Session
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from vpxd.cli.client import VpxdClient
 
 clusters = typer.Typer(no_args_is_help=True, help="Clusters of hosts.")
-datastores = typer.Typer(no_args_is_help=True, help="Datastores, and which hosts see them.")
 networks = typer.Typer(no_args_is_help=True, help="Networks, and which hosts are on them.")
 
 
@@ -54,40 +52,6 @@ async def create_cluster(session: Session, arguments: CreateCluster) -> None:
     async with session.connect() as client:
         made = await client.call(client.stub.CreateCluster, request, session.call_timeout_s)
     session.show(made, lambda cluster: _clusters_table([cluster]))
-
-
-@command(datastores, "list", NoArguments)
-async def list_datastores(session: Session, _arguments: NoArguments) -> None:
-    """All datastores."""
-    async with session.connect() as client:
-        answer = await client.call(
-            client.stub.ListDatastores, service_pb2.ListDatastoresRequest(), session.call_timeout_s
-        )
-        names = {} if session.json else await _host_names(session, client)
-    session.show_list(answer.datastores, lambda found: _datastores_table(found, names), "No datastores.")
-
-
-def _datastores_table(found: Sequence[inventory_pb2.Datastore], names: dict[str, str]) -> ColumnTable:
-    columns = (
-        Column("NAME"),
-        Column("ID"),
-        Column("CAPACITY", "right"),
-        Column("FREE", "right"),
-        Column("HOSTS", free_text=True),
-        Column("UUID", free_text=True),
-    )
-    rows = [
-        (
-            one.name,
-            one.id,
-            bytes_text(one.capacity_bytes),
-            bytes_text(one.free_bytes),
-            ", ".join(sorted(names.get(host, host) for host in one.hosts)),
-            one.uuid,
-        )
-        for one in found
-    ]
-    return table_of(columns, rows)
 
 
 @command(networks, "list", NoArguments)

@@ -77,6 +77,41 @@ def passes_table(status: status_pb2.MigrationStatus) -> ColumnTable:
     return table_of(columns, rows, "Passes over the memory")
 
 
+def disks_table(status: status_pb2.MigrationStatus) -> ColumnTable:
+    """One row for each disk that moves."""
+    columns = (
+        Column("DISK"),
+        Column("CAPACITY", _RIGHT),
+        Column("DATA", _RIGHT),
+        Column("COPIED", _RIGHT),
+        Column("ZERO", _RIGHT),
+        Column("MIRRORED", _RIGHT),
+        Column("WIRE", _RIGHT),
+        Column("TIME", _RIGHT),
+        Column("RATE", _RIGHT),
+    )
+    rows = [
+        (
+            str(disk.key),
+            bytes_text(disk.capacity_bytes),
+            bytes_text(disk.data_bytes),
+            bytes_text(disk.copied_bytes),
+            bytes_text(disk.zero_bytes),
+            bytes_text(disk.mirrored_bytes),
+            bytes_text(disk.wire_bytes),
+            ms_text(disk.duration_ms) if disk.duration_ms else "-",
+            gigabytes_text(disk.copied_bytes, disk.duration_ms),
+        )
+        for disk in status.disks
+    ]
+    return table_of(columns, rows, "Disks")
+
+
+def gigabytes_text(size_bytes: int, duration_ms: float) -> str:
+    """ "1.24 GB/s", in powers of ten as disks are sold; "-" where no time was measured."""
+    return f"{size_bytes / duration_ms / 1e6:.2f} GB/s" if duration_ms else "-"
+
+
 def phase_rows(status: status_pb2.MigrationStatus) -> list[tuple[str, float, str]]:
     """Name, milliseconds and who measured. The stun's phases are one row."""
     rows: list[tuple[str, float, str]] = []
@@ -127,28 +162,40 @@ def stun_table(status: status_pb2.MigrationStatus) -> ColumnTable:
 
 def summary(status: status_pb2.MigrationStatus) -> str:
     """One sentence of what it cost."""
-    words = [
-        f"stunned for {ms_text(status.stun_ms)}",
-        f"{ms_text(status.total_ms)} in all",
-        f"{bytes_text(status.ram_bytes)} of RAM",
-        f"{bytes_text(status.wire_bytes)} on the wire over {status.streams} streams",
-        "encrypted" if status.encrypted else "NOT encrypted",
-        "memory verified" if status.memory_verified else "memory not verified",
-    ]
+    memory, wire = bool(status.stun_ms or status.iterations), bool(status.wire_bytes or status.stun_ms)
+    words = [f"stunned for {ms_text(status.stun_ms)}"] if memory else []
+    words.append(f"{ms_text(status.total_ms)} in all")
+    if memory:
+        words.append(f"{bytes_text(status.ram_bytes)} of RAM")
+    if status.disks:
+        copied = bytes_text(sum(disk.copied_bytes for disk in status.disks))
+        words.append(f"{copied} of disk data")
+    if wire:
+        words.append(f"{bytes_text(status.wire_bytes)} on the wire over {status.streams} streams")
+        words.append("encrypted" if status.encrypted else "NOT encrypted")
+    if memory:
+        words.append("memory verified" if status.memory_verified else "memory not verified")
     return ", ".join(words)
 
 
 def report(status: status_pb2.MigrationStatus) -> "RenderableType":
-    """All three tables and what else is worth knowing."""
+    """All tables that have something to say, and what else is worth knowing."""
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(), passes_table(status), Text(), phases_table(status)]
+    parts: list[RenderableType] = []
+    if status.disks:
+        parts += [Text(), disks_table(status)]
+    if status.iterations:
+        parts += [Text(), passes_table(status)]
+    parts += [Text(), phases_table(status)]
     if status.stun_ms:
         parts += [Text(), stun_table(status)]
     notes = []
     if status.switchover_reason:
         notes.append(f"Switchover: {status.switchover_reason}.".replace("..", "."))
+    if not status.iterations:
+        return Group(*parts, *(Text("\n" + note, style="dim") for note in notes))
     notes.append(
         f"Traced by {status.tracer or '-'}; device state {bytes_text(status.device_state_bytes)}; "
         f"RAM in QEMU's own stream {bytes_text(status.qemu_ram_transferred_bytes)}."

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 from proto.vim.v1 import task_pb2
 from proto.vmotion.v1 import status_pb2
 from vpxd.cli.console_text import plain
-from vpxd.cli.migration_report import PhaseTimes, report, summary
-from vpxd.cli.quantities import count_text, ms_text, rate_text
+from vpxd.cli.migration_report import PhaseTimes, gigabytes_text, report, summary
+from vpxd.cli.quantities import bytes_text, count_text, ms_text, rate_text
 from vpxd.cli.wording import PHASE_NAMES, phase_text
 
 if TYPE_CHECKING:
@@ -18,7 +18,20 @@ _BAR_CELLS = 28
 _SHOWN = tuple(
     phase
     for phase in PHASE_NAMES
-    if status_pb2.MIGRATION_PHASE_UNSPECIFIED < phase < status_pb2.MIGRATION_PHASE_SUCCEEDED
+    if phase
+    not in (
+        status_pb2.MIGRATION_PHASE_UNSPECIFIED,
+        status_pb2.MIGRATION_PHASE_SUCCEEDED,
+        status_pb2.MIGRATION_PHASE_FAILED,
+    )
+)
+_PRE_COPY_AT = _SHOWN.index(status_pb2.MIGRATION_PHASE_PRE_COPY)
+_OF_MEMORY = frozenset(
+    {
+        status_pb2.MIGRATION_PHASE_PRE_COPY,
+        status_pb2.MIGRATION_PHASE_STUN,
+        status_pb2.MIGRATION_PHASE_CHECKPOINT,
+    }
 )
 _FRAMES_PER_S = 12
 
@@ -41,6 +54,8 @@ class LineView:
     def __init__(self, console: "Console") -> None:
         self._console = console
         self._passes = 0
+        self._position = 0
+        self._disks_told = False
         self.times = PhaseTimes()
 
     def update(self, task: task_pb2.TaskInfo) -> None:
@@ -48,15 +63,28 @@ class LineView:
         status = task.migration
         phase = status.phase or status_pb2.MIGRATION_PHASE_PREPARE
         new_phase = self.times.see(phase, time.monotonic())
-        if new_phase and phase in _SHOWN and phase <= status_pb2.MIGRATION_PHASE_PRE_COPY:
+        if task.queue_position != self._position and task.queue_position:
+            self._line("queued", f"number {task.queue_position} in line: {task.queue_reason}")
+        self._position = task.queue_position
+        before_passes = phase in _SHOWN and _SHOWN.index(phase) <= _PRE_COPY_AT
+        if new_phase and before_passes:
             self._line(phase_text(phase), task.description)
+        if new_phase and phase != status_pb2.MIGRATION_PHASE_DISK_COPY and not self._disks_told:
+            self._tell_disks(status)
         for one in status.iterations[self._passes :]:
             rate = rate_text(one.ram_bytes * 1000 / one.duration_ms) if one.duration_ms else "-"
             text = f"{count_text(one.pages)} pages in {ms_text(one.duration_ms)}, {rate}, "
             self._line(f"pass {one.number}", f"{text}{count_text(one.dirty_pages)} pages dirtied meanwhile")
         self._passes = max(self._passes, len(status.iterations))
-        if new_phase and phase in _SHOWN and phase > status_pb2.MIGRATION_PHASE_PRE_COPY:
+        if new_phase and phase in _SHOWN and not before_passes:
             self._line(phase_text(phase), task.description)
+
+    def _tell_disks(self, status: status_pb2.MigrationStatus) -> None:
+        self._disks_told = bool(status.disks)
+        for disk in status.disks:
+            rate = gigabytes_text(disk.copied_bytes, disk.duration_ms)
+            text = f"{bytes_text(disk.copied_bytes)} in {ms_text(disk.duration_ms)}, {rate}, "
+            self._line(f"disk {disk.key}", f"{text}{bytes_text(disk.mirrored_bytes)} mirrored")
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -107,13 +135,38 @@ def picture(title: str, task: task_pb2.TaskInfo, times: PhaseTimes, now_s: float
     lasted = times.lasted_ms(now_s)
     head = Text.assemble((title, "bold"), f"   {task.progress_percent} %", (f"   {task.id}", "dim"))
     lines = [head]
+    if task.queue_position:
+        lines.append(
+            Text(plain(f"  number {task.queue_position} in line: {task.queue_reason}"), style="yellow")
+        )
     for phase in _SHOWN:
-        if phase == status_pb2.MIGRATION_PHASE_VERIFY and phase > now:
-            continue  # only a verified migration has this phase
+        if _never_comes(phase, now, status, lasted):
+            continue
         lines.append(_phase_line(phase, now, task, lasted))
         if phase == status_pb2.MIGRATION_PHASE_PRE_COPY and phase == status.phase:
             lines += _pre_copy_lines(status)
+        if phase == status_pb2.MIGRATION_PHASE_DISK_COPY and phase == status.phase:
+            lines += [_disk_line(disk) for disk in status.disks]
     return Group(*lines)
+
+
+def _never_comes(
+    phase: int, now: int, status: status_pb2.MigrationStatus, lasted_ms: dict[int, float]
+) -> bool:
+    """Phases that not every migration has: those of memory, of disks, and the comparison."""
+    if phase == status_pb2.MIGRATION_PHASE_VERIFY:
+        return not _reached(phase, now)
+    if phase == status_pb2.MIGRATION_PHASE_DISK_COPY:
+        return not status.disks and phase != now
+    beyond_copy = _reached(status_pb2.MIGRATION_PHASE_SWITCHOVER, now)
+    return phase in _OF_MEMORY and bool(status.disks) and beyond_copy and phase not in lasted_ms
+
+
+def _reached(phase: int, now: int) -> bool:
+    """Whether a migration that is in the phase `now` has come to `phase`; in the order in which they happen."""
+    if now == status_pb2.MIGRATION_PHASE_SUCCEEDED:
+        return True
+    return now in _SHOWN and _SHOWN.index(now) >= _SHOWN.index(phase)
 
 
 def _phase_line(phase: int, now: int, task: task_pb2.TaskInfo, lasted_ms: dict[int, float]) -> "Text":
@@ -126,7 +179,7 @@ def _phase_line(phase: int, now: int, task: task_pb2.TaskInfo, lasted_ms: dict[i
             return Text.assemble(("  ✗ ", "red"), name, (time_text, "dim"))
         passed = phase in lasted_ms
     else:
-        passed = phase < now or task.state == task_pb2.TASK_STATE_SUCCESS
+        passed = (phase != now and _reached(phase, now)) or task.state == task_pb2.TASK_STATE_SUCCESS
         if phase == now and not passed:
             return Text.assemble(("  ▸ ", "cyan"), (name, "bold"), time_text)
     if passed:
@@ -137,6 +190,20 @@ def _phase_line(phase: int, now: int, task: task_pb2.TaskInfo, lasted_ms: dict[i
 def _last_real(lasted_ms: dict[int, float]) -> int:
     real = [phase for phase in lasted_ms if phase in _SHOWN]
     return real[-1] if real else 0
+
+
+def _disk_line(disk: status_pb2.DiskProgress) -> "Text":
+    from rich.text import Text
+
+    share = min(1.0, disk.copied_bytes / disk.data_bytes) if disk.data_bytes else 0.0
+    cells = round(_BAR_CELLS * share)
+    mirrored = f", {bytes_text(disk.mirrored_bytes)} mirrored" if disk.mirrored_bytes else ""
+    return Text.assemble(
+        f"      disk {disk.key} ",
+        ("━" * cells, "cyan"),
+        ("━" * (_BAR_CELLS - cells), "dim"),
+        f" {100 * share:3.0f} %  {bytes_text(disk.copied_bytes)} of {bytes_text(disk.data_bytes)}{mirrored}",
+    )
 
 
 def _pre_copy_lines(status: status_pb2.MigrationStatus) -> "list[Text]":

@@ -57,6 +57,7 @@ def _tasks_table(tasks: Sequence[task_pb2.TaskInfo]) -> ColumnTable:
         Column("ENTITY"),
         Column("STATE"),
         Column("DONE", "right"),
+        Column("LINE", "right"),
         Column("STARTED"),
         Column("TOOK", "right"),
         Column("USER", free_text=True),
@@ -69,10 +70,11 @@ def _tasks_table(tasks: Sequence[task_pb2.TaskInfo]) -> ColumnTable:
             task.entity_name or or_dash(task.entity),
             _state(task),
             f"{task.progress_percent} %",
+            str(task.queue_position) if task.queue_position else "-",
             time_text(task.start_time),
             _took(task),
             task.user,
-            task.error.message if task.HasField("error") else task.description,
+            task.error.message if task.HasField("error") else _now(task),
         )
         for task in tasks
     ]
@@ -104,6 +106,7 @@ def _task_details(task: task_pb2.TaskInfo) -> "Group":
         ("State", _state(task)),
         ("Progress", f"{task.progress_percent} %"),
         ("Now", or_dash(task.description)),
+        ("In line", f"number {task.queue_position}: {task.queue_reason}" if task.queue_position else "-"),
         ("Queued", time_text(task.queue_time)),
         ("Started", time_text(task.start_time)),
         ("Ended", time_text(task.complete_time)),
@@ -117,7 +120,7 @@ def _task_details(task: task_pb2.TaskInfo) -> "Group":
     parts: list[Table | Text | Group] = [details_of(pairs)]
     if task.HasField("error"):
         parts.append(Text("\n" + "\n".join(say(fault_from_proto(task.error)))))
-    if task.HasField("migration") and task.migration.iterations:
+    if task.HasField("migration") and (task.migration.iterations or task.migration.disks):
         parts.append(Group(report(task.migration)))
     return Group(*parts)
 
@@ -132,7 +135,7 @@ async def watch_task(session: Session, arguments: OneTask) -> None:
             client.stub.GetTask, service_pb2.GetTaskRequest(task=arguments.task), session.call_timeout_s
         )
         name = task.entity_name or task.entity
-        if operation_text(task.operation) == "migrate":
+        if operation_text(task.operation) in ("migrate", "relocate"):
             ended = await finish_migration(session, client, task, f"{name}: {task.description or 'migrate'}")
         else:
             ended = await wait_for_end(session, client, task)
@@ -220,6 +223,16 @@ def _print_event(session: Session, event: task_pb2.Event) -> None:
     session.say(
         f"{time_text(event.time)}  {severity:<7}  {kind:<20}  {event.entity_name or event.entity}: {event.message}"
     )
+
+
+def _now(task: task_pb2.TaskInfo) -> str:
+    """What it does now; of disks under way each with its share."""
+    disks = [
+        f"{disk.key} {100 * disk.copied_bytes // disk.data_bytes} %"
+        for disk in task.migration.disks
+        if disk.data_bytes and task.state == task_pb2.TASK_STATE_RUNNING
+    ]
+    return f"{task.description} (disks: {', '.join(disks)})" if len(disks) > 1 else task.description
 
 
 def _state(task: task_pb2.TaskInfo) -> str:

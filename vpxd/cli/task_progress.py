@@ -69,7 +69,11 @@ async def finish_migration(
     finally:
         if view is not None:
             view.close()
-    if not session.json and last.HasField("migration") and last.migration.iterations:
+    if (
+        not session.json
+        and last.HasField("migration")
+        and (last.migration.iterations or last.migration.disks)
+    ):
         print_view(session.stdout, final_report(last))
         session.stdout.print()
     return last

@@ -9,7 +9,8 @@ import typer
 from proto.vim.v1 import host_pb2, vm_config_pb2
 from proto.vpxd.v1 import inventory_pb2, service_pb2
 from vpxd.cli.command import command
-from vpxd.cli.completion import datastore_names, host_names, vm_names
+from vpxd.cli.completion import datastore_names, host_names, network_names, vm_names
+from vpxd.cli.disk_format import format_text, parse_new_disks
 from vpxd.cli.errors import UsageError
 from vpxd.cli.output import Column, ColumnTable, details_of, table_of
 from vpxd.cli.quantities import bytes_text, parse_size, seconds_text
@@ -52,6 +53,23 @@ class CreateVm:
     cmdline: Annotated[str, typer.Option("--cmdline", metavar="TEXT", help="Kernel command line.")] = (
         DEFAULT_COMMAND_LINE
     )
+    boot_disk: Annotated[
+        bool, typer.Option("--boot-disk", help="Boot from its first disk: no kernel, initrd, command line.")
+    ] = False
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--disk",
+            metavar="SIZE[:FORMAT[:DATASTORE]]",
+            help='A new disk (10GiB:thin:local; thin, lazy or eager), or "[local] a.vmdk"; can be repeated.',
+        ),
+    ] = None
+    nic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--nic", metavar="NETWORK", help="A NIC on it; can be repeated.", autocompletion=network_names
+        ),
+    ] = None
     host: HostOption = ""
     machine_type: Annotated[
         str, typer.Option("--machine-type", help="Versioned machine (pc-q35-7.2). [default: chosen]")
@@ -72,14 +90,35 @@ async def create_vm(session: Session, arguments: CreateVm) -> None:
         machine_type=arguments.machine_type,
         cpu_model=arguments.cpu_model,
         annotation=arguments.annotation,
-        boot=vm_config_pb2.Boot(
-            kernel=arguments.kernel, initrd=arguments.initrd, kernel_command_line=arguments.cmdline
-        ),
+        boot=_boot(arguments),
+        disks=_new_disks(arguments),
+        nics=[
+            vm_config_pb2.NetworkAdapter(network=network, connected=True) for network in arguments.nic or ()
+        ],
     )
     request = service_pb2.CreateVmRequest(config=config, datastore=arguments.datastore, host=arguments.host)
     async with session.connect() as client:
         task = await client.call(client.stub.CreateVm, request, session.call_timeout_s)
         await finish(session, client, task, f"{arguments.name} is created: {{result}}.")
+
+
+def _boot(arguments: CreateVm) -> vm_config_pb2.Boot:
+    """:raises UsageError: it is to boot from a disk that it hasn't."""
+    if not arguments.boot_disk:
+        return vm_config_pb2.Boot(
+            kernel=arguments.kernel, initrd=arguments.initrd, kernel_command_line=arguments.cmdline
+        )
+    if not arguments.disk:
+        raise UsageError("--boot-disk without a --disk: there is nothing to boot from.")
+    return vm_config_pb2.Boot()
+
+
+def _new_disks(arguments: CreateVm) -> list[vm_config_pb2.VirtualDisk]:
+    """:raises UsageError: one can't be."""
+    try:
+        return parse_new_disks(arguments.name, arguments.disk or ())
+    except ValueError as error:
+        raise UsageError(f"--disk: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -184,6 +223,17 @@ def _vm_details(vm: inventory_pb2.Vm) -> "Table":
         ("Kernel", boot.kernel),
         ("Initrd", boot.initrd),
         ("Command line", boot.kernel_command_line),
+        *[
+            (
+                f"Disk {disk.key}",
+                f"{disk.path} ({bytes_text(disk.capacity_bytes)}, {format_text(disk.format)})",
+            )
+            for disk in config.disks
+        ],
+        *[
+            (f"NIC {nic.key}", f"{nic.network} ({nic.mac}{'' if nic.connected else ', disconnected'})")
+            for nic in config.nics
+        ],
         ("Annotation", or_dash(config.annotation)),
         ("Change version", str(config.change_version)),
     ]

@@ -1,6 +1,5 @@
-"""`vpx vm migrate` and `vpx vm check`."""
+"""`vpx vm migrate`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -12,16 +11,12 @@ from proto.vmotion.v1 import spec_pb2
 from proto.vpxd.v1 import inventory_pb2, service_pb2
 from vpxd.cli.command import command
 from vpxd.cli.completion import host_names
-from vpxd.cli.errors import IncompatibleHosts, UsageError
-from vpxd.cli.fault_text import fault_name
-from vpxd.cli.output import details_of, json_of, print_json, print_view
+from vpxd.cli.errors import UsageError
 from vpxd.cli.quantities import parse_rate
 from vpxd.cli.session import Session
 from vpxd.cli.vm_commands import VmName, app
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from vpxd.cli.client import VpxdClient
 
 
@@ -163,44 +158,3 @@ def options_of(arguments: MigrateVm) -> spec_pb2.MigrationOptions:
         bandwidth_bytes_per_s=bandwidth,
         tracer=arguments.tracer,
     )
-
-
-@dataclass(frozen=True)
-class CheckVm:
-    vm: VmName
-    host: Annotated[
-        str, typer.Option("--host", help="Only this host. [default: all]", autocompletion=host_names)
-    ] = ""
-
-
-@command(app, "check", CheckVm)
-async def check_vm(session: Session, arguments: CheckVm) -> None:
-    """Say for each host whether the VM could migrate to it, and all that stands against it; changes nothing.
-
-    Exit status 5 when it can go nowhere (or not to the named host).
-    """
-    request = service_pb2.CheckMigrateRequest(vm=arguments.vm, host=arguments.host)
-    async with session.connect() as client:
-        answer = await client.call(client.stub.CheckMigrate, request, session.call_timeout_s)
-    if session.json:
-        print_json([json_of(host) for host in answer.hosts])
-    else:
-        print_view(session.stdout, _findings_view(answer.hosts))
-    if all(any(finding.error for finding in host.findings) for host in answer.hosts):
-        where = arguments.host or "any other host"
-        raise IncompatibleHosts(f"{arguments.vm} can't migrate to {where}.")
-
-
-def _findings_view(hosts: Sequence[service_pb2.HostFindings]) -> "Table":
-    """Findings are sentences: folded, never shortened."""
-    rows: list[tuple[str, str]] = []
-    for host in hosts:
-        if not host.findings:
-            rows.append((host.host_name, "ok"))
-        for number, finding in enumerate(host.findings):
-            severity = "error" if finding.error else "warning"
-            told = f"{severity}: {finding.fault.message} ({fault_name(finding.fault.type)})"
-            rows.append((host.host_name if number == 0 else "", told))
-            if finding.remedy:
-                rows.append(("", f"remedy: {finding.remedy}"))
-    return details_of(rows)

@@ -17,6 +17,7 @@ PHASE_NAMES: Mapping[int, str] = MappingProxyType(
         status_pb2.MIGRATION_PHASE_UNSPECIFIED: "queued",
         status_pb2.MIGRATION_PHASE_PREPARE: "prepare",
         status_pb2.MIGRATION_PHASE_HANDSHAKE: "handshake",
+        status_pb2.MIGRATION_PHASE_DISK_COPY: "disk copy",
         status_pb2.MIGRATION_PHASE_PRE_COPY: "pre-copy",
         status_pb2.MIGRATION_PHASE_STUN: "stun",
         status_pb2.MIGRATION_PHASE_CHECKPOINT: "checkpoint",

@@ -1,7 +1,7 @@
 """Memory left to reserve. Pure: no I/O, no clock, no logging."""
 
 from runtime.faults import InsufficientMemoryResources
-from vpxd.compatibility.finding import Finding, Move, error, warning
+from vpxd.compatibility.finding import Finding, FindingGroup, Move, error, warning
 
 _MIB = 1024 * 1024
 
@@ -20,5 +20,5 @@ def check(move: Move) -> tuple[Finding, ...]:
     )
     remedy = f"power off or move away other VMs of {host.name}, or choose another host"
     if move.vm.live:
-        return (error(fault, remedy),)
-    return (warning(fault, f"it can't be powered on there: {remedy}"),)
+        return (error(fault, remedy, FindingGroup.RESOURCE_POOL),)
+    return (warning(fault, f"it can't be powered on there: {remedy}", FindingGroup.RESOURCE_POOL),)

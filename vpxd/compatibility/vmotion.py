@@ -1,23 +1,24 @@
 """The vMotion network. Pure: no I/O, no clock, no logging."""
 
 from runtime.faults import VMotionNotConfigured, VMotionProtocolIncompatible
-from vpxd.compatibility.finding import Finding, HostFacts, Move, error
+from vpxd.compatibility.finding import Finding, FindingGroup, HostFacts, Move, error
 
 
 def check(move: Move) -> tuple[Finding, ...]:
-    """For a live migration: both hosts have a vMotion address and a stream version in common."""
-    if not move.vm.live:
+    """For a guest or files that go to another host: both have a vMotion address and a stream version in common."""
+    if not move.needs_vmotion:
         return ()
-    hosts = [move.destination] if move.source is None else [move.source, move.destination]
-    findings = [finding for host in hosts for finding in _configured(host)]
+    findings = [*_configured(move.destination, FindingGroup.HOST)]
+    if move.source is not None:
+        findings += _configured(move.source, FindingGroup.SOURCE)
     return (*findings, *_version(move))
 
 
-def _configured(host: HostFacts) -> tuple[Finding, ...]:
+def _configured(host: HostFacts, group: FindingGroup) -> tuple[Finding, ...]:
     if host.info.vmotion_address:
         return ()
     fault = VMotionNotConfigured(f"{host.name} has no vMotion address", host=host.name)
-    return (error(fault, f"configure a vMotion address on {host.name}"),)
+    return (error(fault, f"configure a vMotion address on {host.name}", group),)
 
 
 def _version(move: Move) -> tuple[Finding, ...]:

@@ -22,6 +22,7 @@ class EventType(StrEnum):
     HOST_CONNECTED = "HostConnectedEvent"
     HOST_CONNECTION_LOST = "HostConnectionLostEvent"
     CLUSTER_CREATED = "ClusterCreatedEvent"
+    CLUSTER_RECONFIGURED = "ClusterReconfiguredEvent"
     VM_CREATED = "VmCreatedEvent"
     VM_REGISTERED = "VmRegisteredEvent"
     VM_REMOVED = "VmRemovedEvent"
@@ -36,6 +37,11 @@ class EventType(StrEnum):
     VM_BEING_MIGRATED = "VmBeingMigratedEvent"
     VM_MIGRATED = "VmMigratedEvent"
     VM_FAILED_MIGRATE = "VmFailedMigrateEvent"
+    VM_BEING_RELOCATED = "VmBeingRelocatedEvent"
+    VM_RELOCATED = "VmRelocatedEvent"
+    VM_RELOCATE_FAILED = "VmRelocateFailedEvent"
+    DATASTORE_MOUNTED = "DatastoreDiscoveredEvent"
+    DATASTORE_UNMOUNTED = "DatastoreRemovedOnHostEvent"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 
 from vpxd.events.event import EventDraft, EventType, Severity
 from vpxd.inventory.live import HostLive
-from vpxd.inventory.records import Datastore, Host, Vm
+from vpxd.inventory.names import MAX_NAME_CHARS
+from vpxd.inventory.records import Datastore, Host, Network, Vm
 from vpxd.inventory.values import HostInfo, PowerState, VmState
 
 
@@ -28,6 +29,7 @@ class Known:
     datastores: Mapping[str, Datastore]
     live: Mapping[str, HostLive]
     untouchable: frozenset[str]
+    networks: Mapping[str, Network] = field(default_factory=dict)
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Plan:
     host: Host | None = None
     new_datastores: list[Datastore] = field(default_factory=list)
     changed_datastores: list[Datastore] = field(default_factory=list)
+    new_networks: list[Network] = field(default_factory=list)
+    changed_networks: list[Network] = field(default_factory=list)
     new_vms: list[Vm] = field(default_factory=list)
     changed_vms: list[Vm] = field(default_factory=list)
     events: list[EventDraft] = field(default_factory=list)
@@ -48,6 +52,8 @@ class Plan:
             self.host
             or self.new_datastores
             or self.changed_datastores
+            or self.new_networks
+            or self.changed_networks
             or self.new_vms
             or self.changed_vms
             or self.events
@@ -60,6 +66,7 @@ def plan(known: Known, info: HostInfo, reported: Mapping[str, VmState]) -> Plan:
     if without_free_space(info) != without_free_space(known.host.info):
         result.host = replace(known.host, info=info)
     _plan_datastores(known, info, result)
+    _plan_networks(known, info, result)
     by_uuid = {vm.uuid: vm for vm in known.vms.values()}
     for uuid, state in reported.items():
         if uuid not in known.untouchable:
@@ -90,6 +97,31 @@ def _plan_datastores(known: Known, info: HostInfo, result: Plan) -> None:
             result.new_datastores.append(record)
         elif store.capacity_bytes and record.id and record.capacity_bytes != store.capacity_bytes:
             result.changed_datastores.append(replace(record, capacity_bytes=store.capacity_bytes))
+
+
+def _plan_networks(known: Known, info: HostInfo, result: Plan) -> None:
+    """A port group's name is the network's identity. Its segment is what the first host said, until no host says so."""
+    by_name = {network.name: network for network in known.networks.values()}
+    for group in info.port_groups:
+        if not group.segment_id or not (0 < len(group.name) <= MAX_NAME_CHARS and group.name.isprintable()):
+            continue  # no network that could be written down
+        record = by_name.get(group.name)
+        if record is None:
+            by_name[group.name] = record = Network("", group.name, group.segment_id)
+            result.new_networks.append(record)
+            continue
+        moved = record.segment_id not in (0, group.segment_id)  # 0: one of vpxd's own two
+        if record.id and moved and not _still_offered(known, record):
+            result.changed_networks.append(replace(record, segment_id=group.segment_id))
+
+
+def _still_offered(known: Known, network: Network) -> bool:
+    """Whether another host still has the port group with the segment that is written down."""
+    for host_id, live in known.live.items():
+        group = live.info.port_group(network.name) if live.info is not None else None
+        if host_id != known.host.id and group is not None and group.segment_id == network.segment_id:
+            return True
+    return False
 
 
 def _plan_reported(known: Known, vm: Vm | None, state: VmState, result: Plan) -> None:

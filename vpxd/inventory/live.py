@@ -78,6 +78,12 @@ class LiveState:
         """Nothing was heard in time."""
         self._hosts[host_id] = replace(self.host(host_id), connection=HostConnection.NOT_RESPONDING)
 
+    def told(self, host_id: str, info: HostInfo) -> None:
+        """A host answered a task with what it is and has now."""
+        live = self._hosts.get(host_id)
+        if live is not None:
+            self._hosts[host_id] = replace(live, info=info)
+
     def learned(self, host_id: str, vm: VmState, monotonic_s: float) -> None:
         """A host answered a task with the VM's new state: true at once, and only this host has the VM."""
         self.forgotten(vm.uuid, monotonic_s)

@@ -100,7 +100,7 @@ class JoinTokenRow(Base):
 
 
 class MigrationRow(Base):
-    """The journal of migrations under way. The migration's id is 63 bits wide."""
+    """The journal of migrations under way. The migration's id is 63 bits wide; `terms` is JSON."""
 
     __tablename__ = "migration"
     task: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -110,6 +110,9 @@ class MigrationRow(Base):
     destination: Mapped[str] = mapped_column(String(32))
     live: Mapped[bool]
     completing: Mapped[bool]
+    files: Mapped[bool] = mapped_column(server_default="0")
+    canceling: Mapped[bool] = mapped_column(server_default="0")
+    terms: Mapped[str] = mapped_column(Text, server_default="{}")
 
 
 class StoragePolicyRow(Base):

@@ -5,7 +5,7 @@
 A record is never changed, only replaced, in a transaction of vpxd/inventory/store.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
 
@@ -103,23 +103,6 @@ class JoinToken:
 
 
 @dataclass(frozen=True)
-class MigrationEntry:
-    """The journal of a migration under way; it is deleted in the transaction that ends the migration.
-
-    `live` tells a live migration from one of the registration only; `completing`: the VM is at the destination, the
-    source hasn't been told yet.
-    """
-
-    task: str
-    migration_id: int
-    vm: str
-    source: str
-    destination: str
-    live: bool
-    completing: bool = False
-
-
-@dataclass(frozen=True)
 class StoragePolicy:
     """What a datastore must be; all requirements must hold. The twin of proto.vpxd.v1.StoragePolicy."""
 
@@ -139,6 +122,45 @@ class VmPolicies:
     vm: str
     home: str = ""
     disks: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class MigrationTerms:
+    """What a migration makes of the VM, and what it takes; so that whoever ends it knows, also after a restart.
+
+    `home`, `config`: as they are afterwards, "" and None where they stay. `copied`, `touched`: uuid and name of the
+    datastores that files leave or come to, and of the VM's others. `priority`: a number of proto.vmotion.v1.Priority.
+    `unheard`: ids of the hosts that must still be told of its end.
+    """
+
+    home: str = ""
+    config: VmConfig | None = None
+    policies: VmPolicies | None = None
+    copied: tuple[tuple[str, str], ...] = ()
+    touched: tuple[tuple[str, str], ...] = ()
+    priority: int = 0
+    unheard: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MigrationEntry:
+    """The journal of a migration under way; it is deleted in the transaction that ends the migration.
+
+    `live`: the guest runs; `files`: files move. Source and destination are one where only files move.
+    `completing`: it has succeeded, and the hosts in `terms.unheard` must still be told; `canceling`: the same where
+    it was undone.
+    """
+
+    task: str
+    migration_id: int
+    vm: str
+    source: str
+    destination: str
+    live: bool
+    completing: bool = False
+    files: bool = False
+    terms: MigrationTerms = field(default_factory=MigrationTerms)
+    canceling: bool = False
 
 
 class RuleKind(IntEnum):

@@ -71,13 +71,57 @@ def _migration_row(entry: records.MigrationEntry) -> model.MigrationRow:
         destination=entry.destination,
         live=entry.live,
         completing=entry.completing,
+        files=entry.files,
+        canceling=entry.canceling,
+        terms=_terms_json(entry.terms),
     )
 
 
 def _migration(row: model.MigrationRow) -> records.MigrationEntry:
     return records.MigrationEntry(
-        row.task, row.migration_id, row.vm, row.source, row.destination, row.live, row.completing
+        task=row.task,
+        migration_id=row.migration_id,
+        vm=row.vm,
+        source=row.source,
+        destination=row.destination,
+        live=row.live,
+        completing=row.completing,
+        files=row.files,
+        terms=_terms(json.loads(row.terms)),
+        canceling=row.canceling,
     )
+
+
+def _terms_json(terms: records.MigrationTerms) -> str:
+    policies = terms.policies
+    return json.dumps(
+        {
+            "home": terms.home,
+            "config": vm_config_to_json(terms.config) if terms.config is not None else "",
+            "policies": [policies.vm, policies.home, policies.disks] if policies is not None else None,
+            "copied": terms.copied,
+            "touched": terms.touched,
+            "priority": int(terms.priority),
+            "unheard": terms.unheard,
+        }
+    )
+
+
+def _terms(kept: dict[str, Any]) -> records.MigrationTerms:
+    config, policies = kept.get("config"), kept.get("policies")
+    return records.MigrationTerms(
+        home=kept.get("home", ""),
+        config=vm_config_from_json(config) if config else None,
+        policies=records.VmPolicies(policies[0], policies[1], _pairs(policies[2])) if policies else None,
+        copied=_pairs(kept.get("copied", ())),
+        touched=_pairs(kept.get("touched", ())),
+        priority=kept.get("priority", 0),
+        unheard=tuple(kept.get("unheard", ())),
+    )
+
+
+def _pairs(kept: Any) -> tuple[Any, ...]:
+    return tuple(tuple(pair) for pair in kept)
 
 
 def _policy_row(policy: records.StoragePolicy) -> model.StoragePolicyRow:

@@ -4,6 +4,10 @@ watching --FAILED--> its fault          watching --SUCCEEDED--> done
    | no word                                ^
    v                                        | still running
 asking again for Patience.lost_s --> both hosts asked for the owner record --> succeeded / failed / undecided
+
+A wish to cancel goes to the source; where that doesn't answer within Patience.cancel_s, to the destination too. Either
+answer ends it: a destination that has given up before the hand-over makes a later hand-over fail, and the source,
+which still owns the VM, is told afterwards (Migration.unheard).
 """
 
 import asyncio
@@ -20,11 +24,13 @@ from runtime.faults import (
     VimFault,
 )
 from vpxd.agents.vpxa_client import MigrationUpdate
+from vpxd.inventory.records import Host
 from vpxd.migration.parts import WorkflowParts
 from vpxd.migration.progress import MigrationProgress, Phase, percent, words
 from vpxd.migration.resolve import resolve
 from vpxd.migration.steps import Migration, client_of
 from vpxd.migration.verdict import Verdict
+from vpxd.migration.way import Way
 
 _log = structlog.get_logger(__name__)
 
@@ -48,10 +54,9 @@ class Follower:
         canceling = asyncio.ensure_future(self._hand_cancel_down())
         try:
             await asyncio.wait({watching, canceling}, return_when=asyncio.FIRST_COMPLETED)
-            if not watching.done() and canceling.result():
-                raise RequestCanceled(
-                    f"{self._migration.task.id} was canceled", phase=self.phase.name.lower()
-                )
+            canceled = self._canceled() if canceling.done() and canceling.result() else None
+            if not watching.done() and canceled is not None:
+                raise canceled
             await watching
         finally:
             for helper in (watching, canceling):
@@ -60,20 +65,40 @@ class Follower:
                     await helper
 
     async def _hand_cancel_down(self) -> bool:
-        """Answers whether the source has canceled; False when it was too late."""
-        task, client = self._migration.task, client_of(self._parts, self._migration.source)
+        """Answers whether it is canceled; False when it was too late."""
+        task, migration = self._migration.task, self._migration
         await task.canceled()
+        source = asyncio.ensure_future(self._cancel_on(migration.source))
+        asking = [source]
+        try:
+            await asyncio.wait(asking, timeout=self._parts.patience.cancel_s)
+            if not source.done() and migration.way is Way.BETWEEN_HOSTS:
+                asking.append(asyncio.ensure_future(self._cancel_on(migration.destination)))
+            await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            canceled = source.result() if source.done() else asking[-1].result()
+        finally:
+            for asked in asking:
+                asked.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        if not canceled:
+            task.pass_point_of_no_return()
+            task.advance(0, "too late to cancel: the VM has been handed over")
+        return canceled
+
+    async def _cancel_on(self, host: Host) -> bool:
+        """Asks one host until it answers: whether it has canceled, or it was too late."""
+        client = client_of(self._parts, host)
         while True:
             try:
                 await client.cancel_migration(self._migration.id)
                 return True
             except PastPointOfNoReturn:
-                task.pass_point_of_no_return()
-                task.advance(0, "too late to cancel: the VM has been handed over")
                 return False
             except VimFault as fault:
-                _log.info("cancel_not_heard", fault=type(fault).__name__, reason=fault.message)
-            # The source doesn't answer: it is asked again until it does, or until the watcher knows the end.
+                _log.info(
+                    "cancel_not_heard", host=host.name, fault=type(fault).__name__, reason=fault.message
+                )
+            # The host doesn't answer: it is asked again until it does, or until the watcher knows the end.
             await asyncio.sleep(self._parts.patience.pause_s)
 
     async def _watch(self) -> None:
@@ -113,11 +138,18 @@ class Follower:
         self.phase = progress.phase
         task.set_migration(progress.status)
         if progress.phase is Phase.FAILED:
-            raise _Failed(update.fault or _failure(progress))
+            raise _Failed(self._canceled() or update.fault or _failure(progress))
         if progress.handed_over and not task.past_point_of_no_return:
             task.pass_point_of_no_return()
-        task.advance(percent(progress), words(progress))
+        task.advance(percent(progress, self._migration.moves_memory), words(progress))
         return progress.phase is Phase.SUCCEEDED
+
+    def _canceled(self) -> RequestCanceled | None:
+        """That it was canceled, if it was: then whatever it failed with is the canceling's doing."""
+        task = self._migration.task
+        if not task.cancel_requested or task.past_point_of_no_return:
+            return None
+        return RequestCanceled(f"{task.id} was canceled", phase=self.phase.name.lower())
 
     async def _resolve(self, silent_s: float) -> Verdict:
         task, source = self._migration.task, self._migration.source
@@ -125,7 +157,7 @@ class Follower:
         if resolution.source is not None and resolution.source.progress.status:
             task.set_migration(resolution.source.progress.status)
         if resolution.fault is not None:
-            raise resolution.fault
+            raise self._canceled() or resolution.fault
         if resolution.verdict is Verdict.UNDECIDED:
             task.advance(0, f"{source.name} doesn't answer; waiting for the owner record")
             if silent_s >= self._parts.patience.undecided_s:

@@ -1,15 +1,16 @@
-"""What the migration workflow works with, and what one migration consists of."""
+"""What the migration workflow works with."""
 
 from dataclasses import dataclass
 
 from vpxd.agents.registry import AgentRegistry
 from vpxd.compatibility.facts import Facts
 from vpxd.inventory.live import LiveState
-from vpxd.inventory.records import Host, Vm
 from vpxd.inventory.store import InventoryStore
 from vpxd.inventory.vm_lock import EntityLocks
-from vpxd.migration.limits import MigrationLimits
-from vpxd.migration.options import MigrationOptions
+from vpxd.migration.limits.queue import MigrationLimits
+from vpxd.migration.order import MigrationOrder, Plan
+
+__all__ = ["MigrationOrder", "Patience", "Plan", "WorkflowParts"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Patience:
 
     `lost_s`: without the source's word before the owner record is asked; `undecided_s`: without an answer to
     that before the task ends in error; `complete_s`, `complete_source_s`: for the hosts' last step before vpxd
-    goes on without it; `pause_s`: between tries.
+    goes on without it; `cancel_s`: for a host to answer a cancel before vpxd goes on without it, and tells it later;
+    `pause_s`: between tries.
     """
 
     lost_s: float = 60.0
@@ -26,6 +28,7 @@ class Patience:
     complete_s: float = 60.0
     complete_source_s: float = 10.0
     pause_s: float = 0.5
+    cancel_s: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -39,24 +42,3 @@ class WorkflowParts:
     locks: EntityLocks
     limits: MigrationLimits
     patience: Patience = Patience()
-
-
-@dataclass(frozen=True)
-class MigrationOrder:
-    """What a client asked for. `destination` is a host's id; empty: placement chooses."""
-
-    vm: str
-    destination: str
-    options: MigrationOptions
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A migration that can be done, by what is known now."""
-
-    vm: Vm
-    source: Host
-    destination: Host
-    options: MigrationOptions
-    live: bool
-    reason: str

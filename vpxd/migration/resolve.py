@@ -9,7 +9,8 @@ from runtime.faults import MigrationFault, VimFault
 from vpxd.agents.vpxa_client import VpxaClient
 from vpxd.migration.parts import WorkflowParts
 from vpxd.migration.steps import Migration, client_of
-from vpxd.migration.verdict import HostAnswer, Verdict, decide
+from vpxd.migration.verdict import HostAnswer, Verdict, decide, decide_within_host
+from vpxd.migration.way import Way
 
 _log = structlog.get_logger(__name__)
 
@@ -24,12 +25,21 @@ class Resolution:
 
 
 async def resolve(parts: WorkflowParts, migration: Migration) -> Resolution:
-    """Asks both hosts at once, each under a deadline."""
+    """Asks both hosts at once, each under a deadline; within one host, this one."""
+    if migration.way is Way.WITHIN_HOST:
+        answer = await _ask(client_of(parts, migration.source), migration.id)
+        return _resolved(migration, decide_within_host(answer), answer, None)
     source, destination = await asyncio.gather(
         _ask(client_of(parts, migration.source), migration.id),
         _ask(client_of(parts, migration.destination), migration.id),
     )
     verdict = decide(migration.source.info.uuid, migration.destination.info.uuid, source, destination)
+    return _resolved(migration, verdict, source, destination)
+
+
+def _resolved(
+    migration: Migration, verdict: Verdict, source: HostAnswer | None, destination: HostAnswer | None
+) -> Resolution:
     _log.info(
         "migration_resolved",
         migration_id=migration.id,

@@ -8,6 +8,9 @@ The owner record on the datastore decides, never the silence of a host:
     the record names somebody else   -> it has failed: another host owns the VM
     nobody could read the record     -> the source's own last word counts; where it never heard of the migration, that
                                         is failure once the destination is known to have nothing open
+
+Where files move, source and destination have a record each; a host tells the one of its own side, and the newer one
+counts: the destination's continues the epochs of the source's.
 """
 
 from dataclasses import dataclass, field
@@ -55,6 +58,20 @@ def decide(
     if owner != source_uuid:
         return Verdict.FAILED
     return _source_owns(source)
+
+
+def decide_within_host(answer: HostAnswer | None) -> Verdict:
+    """The verdict of a move within one host, which doesn't change the owner: the host's own journal decides.
+
+    One that the host never heard of has not begun; one that it has closed without success was undone.
+    """
+    if answer is None:
+        return Verdict.UNDECIDED
+    if answer.known and answer.progress.phase is Phase.SUCCEEDED:
+        return Verdict.SUCCEEDED
+    if not answer.known or answer.progress.phase is Phase.FAILED or not answer.open:
+        return Verdict.FAILED
+    return Verdict.RUNNING
 
 
 def _source_owns(source: HostAnswer | None) -> Verdict:

@@ -15,8 +15,9 @@ from vpxd.inventory.names import require_address, require_host_name, require_nam
 from vpxd.inventory.records import Cluster, Host
 from vpxd.inventory.store import Transaction
 from vpxd.inventory.values import HostInfo, PowerState
-from vpxd.operations import lookup
+from vpxd.operations import evc, lookup
 from vpxd.operations.parts import Parts
+from vpxd.placement.rules import without
 from vpxd.tasks.manager import TaskSpec
 from vpxd.tasks.state import TaskRecord
 from vpxd.tasks.task import Task
@@ -107,6 +108,7 @@ def _require_right_host(parts: Parts, name: str, info: HostInfo) -> None:
 async def _write(parts: Parts, host: Host, task: Task) -> Host:
     async with parts.store.transaction() as transaction:
         _require_not_added(parts, host.name)
+        evc.require_host_fits(parts, host.cluster, host.name, host.info)
         added = Host(await transaction.new_id(Kind.HOST), host.name, host.cluster, host.address, host.info)
         transaction.put(added)
         text = f"{host.name} was added to {parts.store.inventory.clusters[host.cluster].name}"
@@ -149,6 +151,8 @@ def _forget(parts: Parts, host: Host, task: Task, transaction: Transaction) -> N
     inventory = parts.store.inventory
     for vm in list(inventory.vms_on(host.id)):
         transaction.delete(vm)
+        if (policies := inventory.vm_policies.get(vm.id)) is not None:
+            transaction.delete(policies)
         text = f"{vm.name} was taken out of the inventory with its host {host.name}"
         transaction.emit(EventDraft(EventType.VM_REMOVED, text, vm.id, vm.name, task.id))
     seen_by_others = {
@@ -160,6 +164,18 @@ def _forget(parts: Parts, host: Host, task: Task, transaction: Transaction) -> N
     for datastore in list(inventory.datastores.values()):
         if datastore.uuid not in seen_by_others:
             transaction.delete(datastore)
+    offered = {
+        group.name
+        for other in inventory.hosts.values()
+        if other.id != host.id
+        for group in parts.live.host_info(other).port_groups
+    }
+    for network in list(inventory.networks.values()):
+        if network.segment_id and network.name not in offered:
+            transaction.delete(network)
+    gone = {host.id, *(vm.id for vm in inventory.vms_on(host.id))}
+    for rule in without(inventory.affinity_rules.values(), gone):
+        transaction.put(rule)
     transaction.delete(host)
     text = f"{host.name} was removed from the inventory"
     transaction.emit(EventDraft(EventType.HOST_REMOVED, text, host.id, host.name, task.id))

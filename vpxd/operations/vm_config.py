@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import replace
 
+from runtime.cpu_baselines import BASELINE_OF
 from runtime.faults import InvalidArgument, InvalidDatastorePath, InvalidVmConfig
 from runtime.ondisk.datastore_path import DatastorePath
 from vpxd.inventory.names import require_name
@@ -22,7 +23,7 @@ _DEFAULT_CPU_MODEL = "qemu64"
 
 
 def require_valid(config: VmConfig) -> VmConfig:
-    """The configuration with its uuid in canonical form.
+    """The configuration with its uuid in canonical form, and without a guest's CPU: that isn't the client's to say.
 
     :raises InvalidVmConfig: a property can't be; `property` names it.
     """
@@ -51,7 +52,9 @@ def require_valid(config: VmConfig) -> VmConfig:
     )
     for name, path in (("boot.kernel", config.boot.kernel), ("boot.initrd", config.boot.initrd)):
         _require_path(name, path)
-    return replace(config, uuid=_canonical(config.uuid))
+    known = not config.evc_mode or config.evc_mode in BASELINE_OF
+    _require(known, "evc_mode", f"is no EVC mode: {config.evc_mode[:60]!r}")
+    return replace(config, uuid=_canonical(config.uuid), guest_cpu=None)
 
 
 def with_defaults(config: VmConfig, hosts: Iterable[HostInfo]) -> VmConfig:

@@ -22,6 +22,7 @@ from vpxd.operations.parts import Parts
 from vpxd.operations.vm_power import take_answer
 from vpxd.placement.choose import Candidate, choose
 from vpxd.placement.filters import reasons_against
+from vpxd.placement.rules import without
 from vpxd.tasks.manager import TaskSpec
 from vpxd.tasks.state import TaskRecord
 from vpxd.tasks.task import Task
@@ -150,6 +151,10 @@ async def _submit_removal(parts: Parts, vm: Vm, host: Host | None, user: str, *,
         event = EventDraft(EventType.VM_REMOVED, f"{vm.name} {words}", vm.id, vm.name, task.id)
         async with parts.store.transaction() as transaction:
             transaction.delete(vm)
+            if (policies := parts.store.inventory.vm_policies.get(vm.id)) is not None:
+                transaction.delete(policies)
+            for rule in without(parts.store.inventory.affinity_rules.values(), {vm.id}):
+                transaction.put(rule)
             transaction.emit(event)
         parts.live.forgotten(vm.uuid, time.monotonic())
         return ""

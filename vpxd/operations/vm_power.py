@@ -21,7 +21,7 @@ async def power_on(parts: Parts, key: str, user: str) -> TaskRecord:
     """Starts the VM. :raises VimFault: as the rpc says."""
 
     async def order(client: VpxaClient, uuid: str, task: str) -> VmState:
-        return await client.power_on(uuid, task)
+        return await client.power_on(uuid, task, _evc_mode(parts, uuid))
 
     return await _submit(parts, key, user, _Kind("powerOn", EventType.VM_POWERED_ON, "runs on", order))
 
@@ -44,6 +44,15 @@ async def reset(parts: Parts, key: str, user: str) -> TaskRecord:
         return await client.reset(uuid, task)
 
     return await _submit(parts, key, user, _Kind("reset", EventType.VM_RESETTING, "was reset on", order))
+
+
+def _evc_mode(parts: Parts, uuid: str) -> str:
+    """The EVC mode of the cluster that the VM is in now."""
+    inventory = parts.store.inventory
+    vm = inventory.vm_with_uuid(uuid)
+    host = inventory.hosts.get(vm.host) if vm is not None else None
+    cluster = inventory.clusters.get(host.cluster) if host is not None else None
+    return cluster.evc_mode if cluster is not None else ""
 
 
 class _Kind:

@@ -63,6 +63,8 @@ def task_info(record: TaskRecord) -> task_pb2.TaskInfo:
         result=record.result,
         user=record.user,
         operation_id=record.operation_id,
+        queue_position=record.queue_position,
+        queue_reason=record.queue_reason,
     )
     if record.error is not None:
         message.error.CopyFrom(fault_to_proto(record.error, ORIGIN))
@@ -90,7 +92,11 @@ def cluster(parts: Parts, record: Cluster) -> inventory_pb2.Cluster:
     """A cluster."""
     hosts = sum(host.cluster == record.id for host in parts.store.inventory.hosts.values())
     return inventory_pb2.Cluster(
-        id=record.id, name=record.name, datacenter=record.datacenter, host_count=hosts
+        id=record.id,
+        name=record.name,
+        datacenter=record.datacenter,
+        host_count=hosts,
+        evc_mode=record.evc_mode,
     )
 
 
@@ -127,17 +133,20 @@ def datastore(parts: Parts, record: Datastore) -> inventory_pb2.Datastore:
         capacity_bytes=record.capacity_bytes,
         free_bytes=seen[0][1].free_bytes if seen else 0,
         hosts=[host_id for host_id, _store in seen],
+        tags=record.tags,
     )
 
 
 def network(parts: Parts, record: Network, vmotion: bool) -> inventory_pb2.Network:
-    """A network with the hosts that have an address on it."""
+    """A network with the hosts that offer it as a port group; of vpxd's own two, those that have an address on it."""
     hosts = []
     for entry in parts.store.inventory.hosts.values():
         info = parts.live.host_info(entry)
-        if info.vmotion_address if vmotion else info.management_address:
+        address = info.vmotion_address if vmotion else info.management_address
+        there = info.port_group(record.name) is not None if record.segment_id else bool(address)
+        if there:
             hosts.append(entry.id)
-    return inventory_pb2.Network(id=record.id, name=record.name, hosts=hosts)
+    return inventory_pb2.Network(id=record.id, name=record.name, hosts=hosts, segment_id=record.segment_id)
 
 
 def vm(parts: Parts, record: Vm) -> inventory_pb2.Vm:
@@ -173,7 +182,7 @@ def host_findings(value: HostFindings) -> service_pb2.HostFindings:
     return service_pb2.HostFindings(
         host=value.host.id,
         host_name=value.host.name,
-        findings=[_finding(entry, value.host.id) for entry in value.findings],
+        findings=[finding(entry, value.host.id) for entry in value.findings],
     )
 
 
@@ -192,9 +201,14 @@ def migration_options(message: spec_pb2.MigrationOptions) -> MigrationOptions:
     )
 
 
-def _finding(value: Finding, host_id: str) -> task_pb2.Finding:
+def finding(value: Finding, host_id: str) -> task_pb2.Finding:
+    """One result of a compatibility check."""
     return task_pb2.Finding(
-        error=value.error, fault=fault_to_proto(value.fault, ORIGIN), remedy=value.remedy, host=host_id
+        error=value.error,
+        fault=fault_to_proto(value.fault, ORIGIN),
+        remedy=value.remedy,
+        host=host_id,
+        group=task_pb2.FindingGroup.ValueType(value.group),
     )
 
 

@@ -10,7 +10,7 @@ from runtime.faults import InvalidArgument
 from runtime.rpc.identity import peer_of
 from vpxd.agents.vpxa_client import ConsoleRange
 from vpxd.operations import lookup, vm_lifecycle, vm_migrate, vm_power
-from vpxd.services import mapping
+from vpxd.services import mapping, mapping_relocate
 from vpxd.services.base import Adapter, Context
 from vpxd.services.mapping import task_info
 from vpxd.wire import vm_config_from_wire
@@ -60,6 +60,22 @@ class VmService(Adapter):
     ) -> api.CheckMigrateResponse:
         found = vm_migrate.check(self._parts, request.vm, request.host)
         return api.CheckMigrateResponse(hosts=[mapping.host_findings(entry) for entry in found])
+
+    async def RelocateVm(self, request: api.RelocateVmRequest, context: Context) -> TaskInfo:
+        wanted = mapping_relocate.wish(request)
+        return task_info(await vm_migrate.relocate(self._parts, wanted, peer_of(context).name))
+
+    async def CheckRelocate(
+        self, request: api.RelocateVmRequest, context: Context
+    ) -> api.CheckMigrateResponse:
+        found = await vm_migrate.check_relocate(self._parts, mapping_relocate.wish(request))
+        return api.CheckMigrateResponse(hosts=[mapping.host_findings(entry) for entry in found])
+
+    async def RecommendHosts(
+        self, request: api.RelocateVmRequest, context: Context
+    ) -> api.RecommendHostsResponse:
+        hosts = await vm_migrate.recommend(self._parts, mapping_relocate.wish(request))
+        return api.RecommendHostsResponse(hosts=[mapping_relocate.recommendation(host) for host in hosts])
 
     async def ReadConsole(
         self, request: api.ReadConsoleRequest, context: Context

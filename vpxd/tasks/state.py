@@ -43,7 +43,10 @@ class IllegalTaskMove(Exception):
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A task at one moment. `migration` is a serialized MigrationStatus, relayed as the source's vmx published it."""
+    """A task at one moment. `migration` is a serialized MigrationStatus, relayed as the source's vmx published it.
+
+    `queue_position`: 1 is next, 0: it doesn't wait; `queue_reason`: which limit it waits for.
+    """
 
     id: str
     operation: str
@@ -62,6 +65,8 @@ class TaskRecord:
     error: VimFault | None = None
     result: str = ""
     migration: bytes = b""
+    queue_position: int = 0
+    queue_reason: str = ""
 
     @property
     def ended(self) -> bool:
@@ -70,7 +75,7 @@ class TaskRecord:
 
     def started(self, now: datetime) -> "TaskRecord":
         """Queued -> running. :raises IllegalTaskMove: from any other state."""
-        return replace(self._moved(TaskState.RUNNING), start_time=now, description="")
+        return replace(self.queued_at(0, "")._moved(TaskState.RUNNING), start_time=now, description="")
 
     def succeeded(self, now: datetime, result: str) -> "TaskRecord":
         """Running -> success. :raises IllegalTaskMove: from any other state."""
@@ -81,7 +86,8 @@ class TaskRecord:
 
     def failed(self, now: datetime, error: VimFault) -> "TaskRecord":
         """Queued or running -> error. :raises IllegalTaskMove: from any other state."""
-        return replace(self._moved(TaskState.ERROR), complete_time=now, error=error, cancelable=False)
+        ended = self.queued_at(0, "")._moved(TaskState.ERROR)
+        return replace(ended, complete_time=now, error=error, cancelable=False)
 
     def advanced(self, percent: int, description: str | None = None) -> "TaskRecord":
         """Progress told; a smaller percentage leaves the greater one, 100 is kept for success.
@@ -97,6 +103,16 @@ class TaskRecord:
         """The last status of its migration. :raises IllegalTaskMove: when it has ended."""
         self._require_active("given a status")
         return replace(self, migration=status)
+
+    def queued_at(self, position: int, reason: str) -> "TaskRecord":
+        """Where it stands in line, and why it waits; 0: it doesn't any more.
+
+        :raises IllegalTaskMove: when it has ended, or waits although it has begun.
+        """
+        self._require_active("queued")
+        if position and self.state is not TaskState.QUEUED:
+            raise IllegalTaskMove(self.id, self.state, "queued")
+        return replace(self, queue_position=position, queue_reason=reason)
 
     def with_cancel_requested(self) -> "TaskRecord":
         """Somebody asked it to stop. :raises IllegalTaskMove: when it has ended."""

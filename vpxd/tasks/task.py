@@ -52,6 +52,13 @@ class Task:
         """The last status of its migration, serialized."""
         self.publish(self.record.with_migration(status))
 
+    def set_queue(self, position: int, reason: str) -> None:
+        """Where it stands in line and what for; nothing to tell once it has ended."""
+        if self.record.ended:
+            return
+        text = f"waiting, number {position} in line: {reason}" if position else None
+        self.publish(self.record.queued_at(position, reason).advanced(0, text))
+
     def pass_point_of_no_return(self) -> None:
         """From now on a cancel is refused with PastPointOfNoReturn."""
         self.past_point_of_no_return = True

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proto.vim.v1 import fault_pb2, task_pb2
+from proto.vim.v1 import fault_pb2, task_pb2, vm_config_pb2
 from proto.vmotion.v1 import spec_pb2
 from proto.vpxd.v1 import service_pb2
 from runtime.faults import (
@@ -280,6 +280,39 @@ def test_vm_check_shows_findings_and_ends_with_5_where_nothing_fits(vpx: Vpx, wo
     refused = vpx("vm", "check", "web01", "--host", "esx03", "-o", "json")
     assert refused.status == 5
     assert refused.json[0]["findings"][0]["remedy"] == "Mount it."
+
+
+def test_vm_check_of_a_relocation_sends_it_and_shows_findings_in_their_groups(vpx: Vpx, world: World) -> None:
+    def finding(group: task_pb2.FindingGroup.ValueType, text: str, *, error: bool) -> task_pb2.Finding:
+        fault = fault_pb2.Fault(type=fault_pb2.FAULT_TYPE_NO_DISK_SPACE, message=text)
+        return task_pb2.Finding(error=error, fault=fault, remedy=f"mend {text}", group=group)
+
+    found = [
+        finding(task_pb2.FINDING_GROUP_NETWORK, "net", error=True),
+        finding(task_pb2.FINDING_GROUP_DATASTORE, "one", error=True),
+        finding(task_pb2.FINDING_GROUP_DATASTORE, "two", error=False),
+    ]
+    world.findings = [
+        service_pb2.HostFindings(host="host-2", host_name="esx02", findings=found),
+        service_pb2.HostFindings(host="host-3", host_name="esx03"),
+    ]
+    words = ("--datastore", "local", "--format", "thin", "--policy", "-", "--network", "LAN=DMZ")
+    answer = vpx("vm", "check", "web01", *words)
+    request = _asked(world, "CheckRelocate")
+    assert isinstance(request, service_pb2.RelocateVmRequest)
+    assert request.spec == service_pb2.RelocateSpec(
+        datastore="local",
+        format=vm_config_pb2.DISK_FORMAT_THIN,
+        policy="-",
+        networks=[service_pb2.NicMapping(from_network="LAN", network="DMZ")],
+    )
+    lines = [line.split() for line in answer.out.splitlines()]
+    assert [line[0] for line in lines] == [
+        "esx02", "datastore", "remedy:", "warning:", "remedy:", "network", "remedy:", "esx03",
+    ]  # fmt: skip
+    assert lines[0][1:] == ["2", "errors,", "1", "warning"]
+    assert lines[-1] == ["esx03", "ok"]
+    assert vpx("vm", "check", "web01", "--network", "LAN").status == 2
 
 
 def test_console_into_a_pipe_has_the_bytes_as_they_are(vpx: Vpx, world: World) -> None:

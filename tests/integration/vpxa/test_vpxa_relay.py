@@ -1,6 +1,7 @@
 """A real vpxa between a client with the cluster's certificates and a hostd, fake or real."""
 
 import asyncio
+import hashlib
 import os
 import shutil
 import signal
@@ -14,13 +15,17 @@ from pathlib import Path
 import grpc
 import pytest
 
-from proto.host.v1 import operations_pb2
+from proto.host.v1 import operations_pb2, storage_pb2, storage_pb2_grpc
 from proto.vim.v1 import host_pb2
 from proto.vpxa.v1 import service_pb2_grpc
 from runtime.faults import (
+    FileAlreadyExists,
     FileLocked,
+    FileNotFound,
     HostNotReachable,
+    InvalidArgument,
     ManagedObjectNotFound,
+    NoDiskSpace,
     NoPermission,
     SystemFault,
     TaskInProgress,
@@ -29,8 +34,9 @@ from runtime.faults import (
 from runtime.rpc.faults import remote_faults
 from runtime.rpc.identity import ClusterAuthority, Identity, Role
 from runtime.rpc.operation_id import METADATA_KEY
+from runtime.rpc.upload import answer_of
 from tests.framework.fake_hostd import PIECE_BYTES, FakeHostd
-from tests.framework.hostd_process import ROOT, HostdHost, read_one, small_vm
+from tests.framework.hostd_process import ROOT, HostdHost, read_one, small_vm, upload_of
 from tests.framework.vpxa_process import VpxaAgent
 
 pytestmark = pytest.mark.cluster
@@ -257,6 +263,39 @@ def test_join_that_cannot_be_says_why_in_a_line(tmp_path: Path, arguments: list[
     assert not (tmp_path / "vpxa").exists()
 
 
+async def check_storage_through(storage: "storage_pb2_grpc.HostStorageAsyncStub", host: HostdHost) -> None:
+    """Uploads, downloads and faults of the second service pass as those of the first."""
+    content = os.urandom(3 << 20) + b"end"
+    answer = await answer_of(storage.WriteFile(upload_of("[local] a", content), timeout=20))
+    assert answer.sha256 == hashlib.sha256(content).hexdigest()
+    pieces = storage.ReadFile(storage_pb2.ReadFileRequest(path="[local] a"), timeout=20)
+    assert b"".join([piece.data async for piece in pieces]) == content
+    for path, said, fault in (
+        ("[local] none/a", None, FileNotFound),
+        ("[local] a", None, FileAlreadyExists),
+        ("[local] b", len(content) - 1, InvalidArgument),
+        ("[local] b", 1 << 60, NoDiskSpace),
+    ):
+        with pytest.raises(fault) as caught, remote_faults("vpxa"):
+            await answer_of(storage.WriteFile(upload_of(path, content, said), timeout=20))
+        assert caught.value.origin == f"hostd@{host.name}"
+    begun = asyncio.Event()
+
+    async def half() -> AsyncIterator[storage_pb2.WriteFileRequest]:
+        async for message in upload_of("[local] b", content, 2 * len(content)):
+            yield message
+        begun.set()
+        await asyncio.Event().wait()
+
+    call = asyncio.ensure_future(storage.WriteFile(half()))
+    await asyncio.wait_for(begun.wait(), 20)
+    call.cancel()
+    with pytest.raises((asyncio.CancelledError, grpc.aio.AioRpcError)):
+        await call
+    browsed = await storage.BrowseFolder(storage_pb2.FileRequest(path="[local]"), timeout=5)
+    assert [file.name for file in browsed.files] == ["a"]
+
+
 async def test_chain_with_a_real_hostd_through_its_death_and_restart(
     tmp_path: Path, authority: ClusterAuthority
 ) -> None:
@@ -281,6 +320,7 @@ async def test_chain_with_a_real_hostd_through_its_death_and_restart(
             with pytest.raises(ManagedObjectNotFound) as caught, remote_faults("vpxa"):
                 await stub.PowerOnVm(operations_pb2.VmRequest(vm_uuid="none"), timeout=5)
             assert caught.value.origin == "hostd@esx43"
+            await check_storage_through(storage_pb2_grpc.HostStorageStub(channel), host)
             await host.stop(signal.SIGKILL)
             with pytest.raises(HostNotReachable), remote_faults("vpxa"):
                 async for _ in watch:

@@ -13,7 +13,7 @@ from runtime import faults
 from runtime.rpc.channel import network_channel
 from runtime.rpc.enrollment import join
 from runtime.rpc.identity import Identity, Role
-from tests.framework.fake_vpxa import GIB
+from tests.framework.fake_cluster import GIB
 from tests.framework.vpxd_rig import VpxdRig, until, vpxd_rig
 
 _CONNECTED = host_pb2.HOST_CONNECTION_STATE_CONNECTED

@@ -16,7 +16,8 @@ from proto.vpxd.v1 import service_pb2, service_pb2_grpc
 from runtime.rpc.channel import network_channel
 from runtime.rpc.enrollment import join
 from runtime.rpc.identity import Identity, Role
-from tests.framework.fake_vpxa import FakeCluster, FakeVpxaHost, fake_host_info
+from tests.framework.fake_cluster import FakeCluster
+from tests.framework.fake_vpxa import FakeVpxaHost, fake_host_info
 from tests.framework.vpxd_rig import until
 
 _IDLE_LIMIT_MIB = 90

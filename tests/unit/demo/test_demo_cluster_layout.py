@@ -15,10 +15,21 @@ def test_layout_blocks_share_no_address() -> None:
     for block in range(26):
         layout = ClusterLayout(Path("/c"), 3, block)
         for number in (1, 2, 3):
-            seen |= {layout.management_address(number), layout.vmotion_address(number)}
-    assert len(seen) == 26 * 3 * 2
+            seen |= {
+                layout.management_address(number),
+                layout.vmotion_address(number),
+                layout.switch_address(number),
+            }
+    assert len(seen) == 26 * 3 * 3
     assert ClusterLayout(Path("/c")).management_address(2) == "127.0.1.2"
     assert ClusterLayout(Path("/c")).vmotion_address(2) == "127.0.2.2"
+
+
+def test_layout_makes_the_switches_of_all_hosts_peers() -> None:
+    layout = ClusterLayout(Path("/c"), 2, 1)
+    environments = [layout.host_environment(number) for number in (1, 2)]
+    assert [one["HOST_VSWITCH_ADDRESS"] for one in environments] == ["127.0.13.1", "127.0.13.2"]
+    assert {one["HOST_VSWITCH_PEERS"] for one in environments} == {"127.0.13.1,127.0.13.2"}
 
 
 def test_layout_run_directory_is_short_and_the_clusters_own() -> None:

@@ -2,7 +2,17 @@
 
 import pytest
 
-from images.guest_output import Heartbeat, StampStatus, parse_heartbeat, parse_status, parse_wrong
+from images.guest_output import (
+    CpuExercise,
+    Heartbeat,
+    PingStatus,
+    StampStatus,
+    parse_cpu_exercise,
+    parse_heartbeat,
+    parse_ping,
+    parse_status,
+    parse_wrong,
+)
 
 STATUS = "STAMP ok passes=3 pages=4096 checked=18493 wrong=0 rate_mib_s=19.9"
 WRONG = "STAMP WRONG page=7 word=77 expected=00000000000000ff found=0000000000000000 generation=9 wrong_words=12 holds="
@@ -17,6 +27,13 @@ def test_parse_heartbeat_of_a_whole_line_reads_it() -> None:
 )
 def test_parse_heartbeat_of_another_line_is_none(line: str) -> None:
     assert parse_heartbeat(line) is None
+
+
+def test_parse_ping_of_a_whole_line_reads_it() -> None:
+    line = "PING sent=1200 received=1199 lost=1 duplicates=0 gap_ms=14\n"
+    assert parse_ping(line) == PingStatus(1200, 1199, 1, 0, 14)
+    assert parse_ping(line[1:]) is None
+    assert parse_ping(line[:-10]) is None
 
 
 @pytest.mark.parametrize("line", [STATUS, STATUS + "\r\n", "/ # \x1b[6n" + STATUS + "\r\n"])
@@ -51,3 +68,15 @@ def test_parse_wrong_tells_what_was_found(
 @pytest.mark.parametrize("line", ["", STATUS, WRONG, WRONG[:40]])
 def test_parse_wrong_of_another_line_is_none(line: str) -> None:
     assert parse_wrong(line) is None
+
+
+def test_parse_cpu_exercise_of_a_whole_line_reads_it() -> None:
+    line = "CPU 7 sse4.2=ok avx=SIGILL avx2=absent\n"
+    assert parse_cpu_exercise(line) == CpuExercise(7, {"sse4.2": "ok", "avx": "SIGILL", "avx2": "absent"})
+
+
+@pytest.mark.parametrize(
+    "line", ["", "CPU 7\n", "CPU 7 avx=o", "HB 1 2 3\n", "CPU x avx=ok\n", "CPU 7 avx=fine\n"]
+)
+def test_parse_cpu_exercise_of_another_line_is_none(line: str) -> None:
+    assert parse_cpu_exercise(line) is None

@@ -29,7 +29,8 @@ TABLE = {
 
 
 @pytest.mark.parametrize(
-    ("role", "owner", "seen", "alive"), list(itertools.product(Role, Owner, [False, True], [False, True]))
+    ("role", "owner", "seen", "alive"),
+    list(itertools.product([Role.SOURCE, Role.DESTINATION], Owner, [False, True], [False, True])),
 )
 def test_resolve_every_row(role: Role, owner: Owner, seen: bool, alive: bool) -> None:
     expected = Resolution.WAIT if owner is Owner.UNKNOWN else TABLE[role, owner, seen, alive]

@@ -34,7 +34,14 @@ class Destination:
         self.resume_error: Exception | None = None
         self.ends = 0
         order = replace(ORDER, options=replace(ORDER.options, max_switchover_s=max_switchover_s))
-        stake = Stake(self.files, record, self.run_lock, self._resume, self._end, self.guest_ended.wait)
+        stake = Stake(
+            self.files,
+            record,
+            self.run_lock,
+            resume_guest=self._resume,
+            end_guest=self._end,
+            guest_ended=self.guest_ended.wait,
+        )
         self.hand_over = DestinationHandOver(order, stake, cast(DestinationStreams, self.control))
 
     async def _resume(self) -> None:

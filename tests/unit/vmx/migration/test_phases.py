@@ -54,5 +54,5 @@ def test_every_phase_has_its_failpoint() -> None:
 
 
 def test_published_phases_are_those_of_the_proto_in_its_order() -> None:
-    names = {f"MIGRATION_PHASE_{phase.name}": phase.order for phase in PublishedPhase}
+    names = {f"MIGRATION_PHASE_{phase.name}": phase.value for phase in PublishedPhase}
     assert names == {name: value for name, value in status_pb2.MigrationPhase.items() if value}

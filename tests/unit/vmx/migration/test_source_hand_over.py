@@ -31,7 +31,7 @@ class Source:
         self.resumed = 0
         self.resume_error: Exception | None = None
         order = replace(ORDER, options=replace(ORDER.options, max_switchover_s=max_switchover_s))
-        stake = Stake(self.files, self.record, self.run_lock, self._resume)
+        stake = Stake(self.files, self.record, self.run_lock, resume_guest=self._resume)
         self.hand_over = SourceHandOver(order, stake, cast(ControlChannel, self.control))
 
     async def _resume(self) -> None:

@@ -112,6 +112,27 @@ def test_check_hello_newer_peer_meets_at_our_version() -> None:
     assert handshake.check_hello(newer, SECRET, Encryption.AES_256_GCM, 2) == handshake.STREAM_VERSION
 
 
+def test_check_hello_host_of_before_is_met_at_version_1() -> None:
+    before = dataclasses.replace(HELLO, newest_version=1)
+    assert handshake.check_hello(before, SECRET, Encryption.AES_256_GCM, 2) == 1
+
+
+@pytest.mark.parametrize(("channel_count", "disk_count"), [(2, 2), (0, 2), (0, 0)])
+def test_check_hello_host_of_before_is_refused_for_disks_or_no_memory(
+    channel_count: int, disk_count: int
+) -> None:
+    before = dataclasses.replace(HELLO, newest_version=1)
+    with pytest.raises(VersionMismatch):
+        handshake.check_hello(before, SECRET, Encryption.AES_256_GCM, channel_count, disk_count)
+
+
+def test_decode_challenge_version_that_was_not_offered_raises() -> None:
+    hello = handshake.encode_hello(dataclasses.replace(HELLO, oldest_version=2, disk_channel_count=2))
+    challenge, _ = handshake.encode_challenge(SECRET, hello, 1, b"d" * 32)
+    with pytest.raises(VersionMismatch):
+        handshake.decode_challenge(SECRET, hello, challenge)
+
+
 def test_refusal_is_heard_as_such() -> None:
     with pytest.raises(RefusedByPeer) as caught:
         handshake.refusal_or_none(handshake.encode_refusal(RefusalCode.PROOF))

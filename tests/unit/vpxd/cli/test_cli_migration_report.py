@@ -69,3 +69,46 @@ def test_picture_of_every_state_of_a_migration_fits_a_terminal() -> None:
         lines = _text(picture("web01: esx01 → esx02", task, times, number + 0.5)).splitlines()
         assert max(map(len, lines)) <= 120
         assert any("pre-copy" in line for line in lines)
+
+
+def _with_disks(phase: int) -> task_pb2.TaskInfo:
+    status = status_pb2.MigrationStatus(phase=phase, total_ms=900.0)  # type: ignore[arg-type]
+    status.disks.add(
+        key=2000,
+        capacity_bytes=1 << 30,
+        data_bytes=400_000_000,
+        copied_bytes=200_000_000,
+        wire_bytes=150_000_000,
+        mirrored_bytes=4096,
+        duration_ms=100.0,
+    )
+    return task_pb2.TaskInfo(id="task-7", migration=status, state=task_pb2.TASK_STATE_RUNNING)
+
+
+def test_report_of_disks_has_their_bytes_and_rate_and_no_memory_tables() -> None:
+    text = _text(report(_with_disks(_P.MIGRATION_PHASE_SUCCEEDED).migration))
+    assert "2000" in text
+    assert "2.00 GB/s" in text
+    assert "4.0 KiB" in text
+    assert "PASS" not in text
+    assert "Traced by" not in text
+
+
+def test_summary_of_files_only_says_nothing_of_memory() -> None:
+    text = summary(_with_disks(_P.MIGRATION_PHASE_SUCCEEDED).migration)
+    assert text == "900 ms in all, 191 MiB of disk data"
+
+
+def test_picture_of_a_disk_copy_has_a_bar_for_each_disk_between_handshake_and_pre_copy() -> None:
+    times = PhaseTimes()
+    times.see(_P.MIGRATION_PHASE_HANDSHAKE, 0.0)
+    times.see(_P.MIGRATION_PHASE_DISK_COPY, 1.0)
+    lines = _text(picture("web01", _with_disks(_P.MIGRATION_PHASE_DISK_COPY), times, 2.0)).splitlines()
+    names = [line.split()[1] for line in lines[1:] if line.strip()]
+    assert names.index("handshake") < names.index("disk") < names.index("pre-copy")
+    assert any("disk 2000" in line and "50 %" in line and "4.0 KiB mirrored" in line for line in lines)
+
+
+def test_picture_of_a_waiting_migration_says_its_place_and_what_it_waits_for() -> None:
+    task = task_pb2.TaskInfo(queue_position=2, queue_reason="the host esx01 has 0 of 16 units free")
+    assert "number 2 in line: the host esx01" in _text(picture("web01", task, PhaseTimes(), 0.0))

@@ -10,20 +10,26 @@ from hypothesis import strategies as st
 from proto.vmotion.v1 import spec_pb2, status_pb2
 from runtime.faults import InvalidArgument
 from vpxd.compatibility.finding import HostFacts, VmFacts
+from vpxd.inventory.records import Host, MigrationEntry, Vm, VmPolicies
+from vpxd.inventory.rows import TABLES
 from vpxd.inventory.values import (
     ExecutionState,
     HostConnection,
     HostInfo,
     HostUsage,
     PowerState,
+    VirtualDisk,
     VmConfig,
 )
-from vpxd.migration.limits import Claim, obstacle, startable
+from vpxd.migration import charge
 from vpxd.migration.options import EncryptionMode, MigrationOptions, Priority, VerifyMode
-from vpxd.migration.progress import MigrationProgress, Phase, percent, words
-from vpxd.migration.spec import KEY_BYTES, Parties, build, new_migration_id
+from vpxd.migration.order import Plan, PlanFacts
+from vpxd.migration.progress import DiskCopy, MigrationProgress, Phase, percent, words
+from vpxd.migration.spec import KEY_BYTES, Names, build, new_migration_id
 from vpxd.migration.status import Times, with_times
-from vpxd.migration.verdict import HostAnswer, Verdict, decide
+from vpxd.migration.verdict import HostAnswer, Verdict, decide, decide_within_host
+from vpxd.migration.way import Way, events_of, way_of
+from vpxd.relocation.relocation import FilePlace, Relocation
 
 _SRC, _DST = "uuid-source", "uuid-destination"
 _U, _R, _S, _F = Verdict.UNDECIDED, Verdict.RUNNING, Verdict.SUCCEEDED, Verdict.FAILED
@@ -70,7 +76,8 @@ def test_progress_rises_through_passes_and_phases(sent: list[int], total: int) -
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_every_phase_has_its_words_and_side_of_the_hand_over(phase: Phase) -> None:
-    progress = MigrationProgress(phase, iteration=2, pages_total=100, pages_remaining=512)
+    disks = (DiskCopy(2000, 100, 50),)
+    progress = MigrationProgress(phase, iteration=2, pages_total=100, pages_remaining=512, disks=disks)
     assert words(progress)
     assert progress.handed_over == (
         phase in {Phase.SWITCHOVER, Phase.VERIFY, Phase.COMPLETE, Phase.SUCCEEDED}
@@ -148,32 +155,6 @@ def test_success_is_never_found_while_the_newest_record_names_the_source(
         assert verdict is _U
 
 
-_CLAIMS = st.lists(
-    st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")).filter(lambda pair: pair[0] != pair[1]),
-    max_size=12,
-).map(lambda pairs: [Claim(f"task-{number}", *pair) for number, pair in enumerate(pairs)])
-
-
-@given(_CLAIMS, st.integers(1, 3))
-def test_limits_hold_on_every_host_and_nobody_is_overtaken(waiting: list[Claim], per_host: int) -> None:
-    chosen = startable([], waiting, per_host)
-    for host in "abcd":
-        assert sum(host in claim.hosts for claim in chosen) <= per_host
-    for index, claim in enumerate(waiting):
-        if claim not in chosen:
-            ahead = waiting[:index]
-            assert any(sum(host in other.hosts for other in ahead) >= per_host for host in claim.hosts)
-    if waiting:
-        assert waiting[0] in chosen
-
-
-def test_waiting_migration_says_who_is_in_its_way() -> None:
-    running = [Claim("task-1", "esx01", "esx02"), Claim("task-2", "esx01", "esx03")]
-    text = obstacle(Claim("task-3", "esx01", "esx04"), running, 2)
-    assert text == "esx01 already takes part in 2 migrations (task-1, task-2)"
-    assert startable(running, [Claim("task-3", "esx02", "esx03")], 2)
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -194,18 +175,142 @@ def test_option_that_can_not_be_is_refused_by_name(name: str, value: Any) -> Non
     assert caught.value.argument == f"options.{name}"
 
 
-def test_specification_has_a_fresh_key_that_no_log_shows() -> None:
-    host = HostFacts(
-        "host-1", "esx01", HostConnection.CONNECTED, HostInfo("u", "esx01", "1.1.1.1", "2.2.2.2"), HostUsage()
-    )
-    config = VmConfig("uuid", "web01", 1, 2**30)
+def _host(number: int) -> HostFacts:
+    info = HostInfo(f"u{number}", f"esx0{number}", "1.1.1.1", "2.2.2.2")
+    return HostFacts(f"host-{number}", f"esx0{number}", HostConnection.CONNECTED, info, HostUsage())
+
+
+def _plan(relocation: Relocation, config: VmConfig) -> Plan:
     vm = VmFacts("vm-1", config, "[s] a/a.vmx", "s", "ds", PowerState.POWERED_ON, ExecutionState.RUNNING)
-    parties = Parties(vm, host, host)
-    one, two = (build(new_migration_id(), "task-1", "op", parties, MigrationOptions()) for _ in range(2))
+    source, destination = _host(1), _host(2)
+    records = [Host(one.id, one.name, "domain-c1", "a:1", one.info) for one in (source, destination)]
+    record = Vm("vm-1", source.id, vm.home, PowerState.POWERED_ON, config)
+    facts = PlanFacts(vm, source, destination)
+    return Plan(record, records[0], records[1], MigrationOptions(), relocation, facts, "test")
+
+
+_CONFIG = VmConfig(
+    "uuid",
+    "web01",
+    1,
+    2**30,
+    disks=(VirtualDisk(2000, "[s] a/a.vmdk", 2**20), VirtualDisk(2001, "[t] a/b.vmdk", 2**20)),
+)
+_COMPUTE = Relocation(_CONFIG, "[s] a/a.vmx", "ds", "ds")
+_BOTH = Relocation(
+    replace(_CONFIG, disks=(replace(_CONFIG.disks[0], path="[x] web01/a.vmdk"), _CONFIG.disks[1])),
+    "[x] web01/web01.vmx",
+    "ds",
+    "dx",
+    moved_disks=(2000,),
+    moves_home=True,
+    policies=VmPolicies("vm-1", "gold"),
+    places=(
+        FilePlace(0, "s", "ds", "x", "dx", True),
+        FilePlace(2000, "s", "ds", "x", "dx", True),
+        FilePlace(2001, "t", "dt", "t", "dt", False),
+    ),
+)
+
+
+def test_specification_has_a_fresh_key_that_no_log_shows() -> None:
+    names = Names(new_migration_id(), "task-1", "op")
+    one, two = (build(names, _plan(_COMPUTE, _CONFIG)) for _ in range(2))
     assert len(one.key) == KEY_BYTES
     assert one.key != two.key
-    assert "key" not in repr(one)
+    assert one.key.hex() not in repr(one)
+    assert repr(one.key) not in repr(one)
     assert 0 < one.migration_id < 2**63
+
+
+def test_specification_says_nothing_of_the_destinations_vm_where_only_the_host_changes() -> None:
+    spec = build(Names(7, "task-1", "op"), _plan(_COMPUTE, _CONFIG))
+    assert spec.destination_vm is None
+    assert (spec.destination_home, spec.destination_home_datastore_uuid, spec.moved_disks) == ("", "", ())
+
+
+def test_specification_names_what_the_vm_is_afterwards_where_files_move() -> None:
+    spec = build(Names(7, "task-1", "op"), _plan(_BOTH, _CONFIG))
+    assert spec.destination_vm == _BOTH.destination_vm
+    assert (spec.destination_home, spec.destination_home_datastore_uuid) == ("[x] web01/web01.vmx", "dx")
+    assert (spec.moved_disks, spec.powered_off, spec.vm_home) == ((2000,), False, "[s] a/a.vmx")
+
+
+def test_terms_hold_what_the_end_and_the_account_need_after_a_restart() -> None:
+    plan = _plan(_BOTH, _CONFIG)
+    terms = charge.terms_of(plan)
+    assert (terms.home, terms.config, terms.policies) == (
+        "[x] web01/web01.vmx",
+        _BOTH.destination_vm,
+        VmPolicies("vm-1", "gold"),
+    )
+    assert (dict(terms.copied), dict(terms.touched)) == ({"ds": "s", "dx": "x"}, {"dt": "t"})
+    entry = MigrationEntry("task-1", 7, "vm-1", "host-1", "host-2", live=True, files=True, terms=terms)
+    kept = TABLES[MigrationEntry].from_row(TABLES[MigrationEntry].to_row(entry))
+    assert kept == entry
+    assert charge.claim_of_entry("task-1", kept, plan.source, plan.destination) == charge.claim_of(
+        "task-1", plan
+    )
+
+
+@pytest.mark.parametrize(
+    ("live", "files", "same_host", "way", "begun"),
+    [
+        (True, False, False, Way.BETWEEN_HOSTS, "VmBeingHotMigratedEvent"),
+        (True, True, False, Way.BETWEEN_HOSTS, "VmBeingHotMigratedEvent"),
+        (False, True, False, Way.BETWEEN_HOSTS, "VmBeingRelocatedEvent"),
+        (False, False, False, Way.REGISTRATION, "VmBeingMigratedEvent"),
+        (True, True, True, Way.WITHIN_HOST, "VmBeingRelocatedEvent"),
+        (False, True, True, Way.WITHIN_HOST, "VmBeingRelocatedEvent"),
+    ],
+)
+def test_way_follows_from_what_changes(
+    live: bool, files: bool, same_host: bool, way: Way, begun: str
+) -> None:
+    destination = "host-1" if same_host else "host-2"
+    entry = MigrationEntry("task-1", 7, "vm-1", "host-1", destination, live=live, files=files)
+    assert way_of(entry) is way
+    assert events_of(entry).begun == begun
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (None, _U),
+        (_NEVER, _F),
+        (_answer(Phase.DISK_COPY), _R),
+        (_answer(Phase.SUCCEEDED), _S),
+        (_answer(Phase.SUCCEEDED, is_open=False), _S),
+        (_answer(Phase.FAILED), _F),
+        (_answer(Phase.DISK_COPY, is_open=False), _F),
+    ],
+)
+def test_verdict_within_a_host_is_that_hosts_word(answer: HostAnswer | None, verdict: Verdict) -> None:
+    assert decide_within_host(answer) is verdict
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), min_size=1, max_size=6),
+    st.integers(0, 10**9),
+    st.booleans(),
+)
+def test_progress_of_disks_leaves_the_memory_its_share(
+    disks: list[tuple[int, int]], ram_bytes: int, memory: bool
+) -> None:
+    begun = tuple(DiskCopy(2000, data, 0) for data, _done in disks)
+    halfway = tuple(DiskCopy(2000, data, min(data, done)) for data, done in disks)
+    whole = tuple(DiskCopy(2000, data, data) for data, _done in disks)
+    figures = [
+        percent(MigrationProgress(Phase.DISK_COPY, ram_bytes=ram_bytes, disks=each), memory)
+        for each in (begun, halfway, whole)
+    ]
+    assert figures[0] == 5
+    assert figures == sorted(figures)
+    if memory:
+        first_page = percent(MigrationProgress(Phase.PRE_COPY, 0, 100, 0, ram_bytes=ram_bytes, disks=whole))
+        assert figures[-1] <= first_page <= 70
+    else:
+        assert figures[-1] <= 85
 
 
 def test_times_are_put_into_a_status_that_is_otherwise_untouched() -> None:

@@ -1,4 +1,4 @@
-"""EVC modes, datastore tags, networks' segments, storage policies, affinity rules."""
+"""EVC modes, datastore tags, networks' segments, storage policies, affinity rules, the terms of migrations."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,6 +13,9 @@ def upgrade() -> None:
     op.add_column("cluster", sa.Column("evc_mode", sa.String(length=40), server_default="", nullable=False))
     op.add_column("datastore", sa.Column("tags", sa.Text(), server_default="[]", nullable=False))
     op.add_column("network", sa.Column("segment_id", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("migration", sa.Column("files", sa.Boolean(), server_default="0", nullable=False))
+    op.add_column("migration", sa.Column("canceling", sa.Boolean(), server_default="0", nullable=False))
+    op.add_column("migration", sa.Column("terms", sa.Text(), server_default="{}", nullable=False))
     op.create_table(
         "storage_policy",
         sa.Column("name", sa.String(length=80), nullable=False),
@@ -45,6 +48,9 @@ def downgrade() -> None:
     op.drop_table("affinity_rule")
     op.drop_table("vm_policies")
     op.drop_table("storage_policy")
+    op.drop_column("migration", "terms")
+    op.drop_column("migration", "canceling")
+    op.drop_column("migration", "files")
     op.drop_column("network", "segment_id")
     op.drop_column("datastore", "tags")
     op.drop_column("cluster", "evc_mode")

@@ -1,0 +1,1 @@
+"""EVC: which baselines a cluster's hosts can offer, and what stands against one."""
