@@ -11,16 +11,15 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 from demo.cluster_layout import PROJECT, ClusterLayout, free_ports
 from demo.errors import ClusterError
 from demo.guest_console import GuestSilent, read_all, wait_for
 from demo.heartbeat_observer import HeartbeatObserver, guest_gap_ms
 from demo.local_cluster import LocalCluster
+from demo.orders import order, power_off_and_destroy, watched
 from demo.result import Migration, Result, heartbeat_problems, migration_problems
 from demo.screen import Screen
 from images.cmdline import HEARTBEAT_MS_DEFAULT, kernel_command_line
@@ -29,17 +28,9 @@ from proto.vmotion.v1 import spec_pb2
 from proto.vpxd.v1 import service_pb2
 from runtime.faults import VimFault
 from runtime.ondisk.durable import write_durably
-from vpxd.cli.client import VpxdClient, connect, task_error
+from vpxd.cli.client import VpxdClient, connect
 from vpxd.cli.errors import CliError
 from vpxd.cli.vm_commands import DEFAULT_INITRD, DEFAULT_KERNEL
-
-if TYPE_CHECKING:
-    import grpc
-
-    Request = TypeVar("Request")
-    Method = Callable[..., grpc.aio.UnaryUnaryCall[Request, task_pb2.TaskInfo]]
-else:
-    Request = TypeVar("Request")
 
 VM = "demo01"
 RAM_BYTES = 512 << 20
@@ -49,7 +40,6 @@ DIRECTORY = PROJECT / "out" / "demo-cluster"
 RESULT_FILE = PROJECT / "out" / "demo.json"
 BLOCK = 1  # of addresses: beside a `make up` cluster
 _BOOT_TIMEOUT_S = 90.0
-_TASK_TIMEOUT_S = 120.0
 _STATUS_TIMEOUT_S = 30.0
 _STEADY_LINES = 2
 EXIT_INTERRUPTED = 130
@@ -99,7 +89,7 @@ async def _on_cluster(cluster: LocalCluster, screen: Screen, result: Result) -> 
         observer = HeartbeatObserver()
         heartbeat = cluster.layout.shared_datastore / VM / "heartbeat.log"
         spans: list[tuple[str, str, task_pb2.TaskInfo, int, int]] = []
-        async with observer.watching(heartbeat, PROJECT):
+        async with observer.watching(PROJECT, heartbeat):
             await observer.ready()
             for source, destination in itertools.pairwise(ROUTE):
                 begin_ns = time.monotonic_ns()
@@ -112,8 +102,7 @@ async def _on_cluster(cluster: LocalCluster, screen: Screen, result: Result) -> 
         await _judge_console(client, result)
         for one in result.migrations:
             screen.report(one)
-        await _task(client, client.stub.PowerOffVm, service_pb2.VmOperationRequest(vm=VM))
-        await _task(client, client.stub.DestroyVm, service_pb2.VmOperationRequest(vm=VM))
+        await power_off_and_destroy(client, VM)
         screen.say(f"{VM} is powered off and deleted")
 
 
@@ -153,8 +142,8 @@ async def _create_and_power_on(client: VpxdClient, screen: Screen) -> None:
         ),
     )
     request = service_pb2.CreateVmRequest(config=config, datastore="shared", host=ROUTE[0])
-    await _task(client, client.stub.CreateVm, request)
-    await _task(client, client.stub.PowerOnVm, service_pb2.VmOperationRequest(vm=VM))
+    await order(client, client.stub.CreateVm, request)
+    await order(client, client.stub.PowerOnVm, service_pb2.VmOperationRequest(vm=VM))
     screen.say(f"{VM} is powered on at {ROUTE[0]}: {RAM_BYTES >> 20} MiB; waiting for its Linux")
 
 
@@ -165,19 +154,7 @@ async def _migrate(client: VpxdClient, screen: Screen, source: str, destination:
     )
     request = service_pb2.MigrateVmRequest(vm=VM, host=destination, options=options)
     task = await client.call(client.stub.MigrateVm, request)
-    with screen.migration(f"{VM}: {source} → {destination}") as view:
-        async with aclosing(client.watch(task.id, _TASK_TIMEOUT_S)) as states:
-            async for task in states:
-                view.update(task)
-    if task.state == task_pb2.TASK_STATE_ERROR:
-        raise task_error(task)
-    return task
-
-
-async def _task(client: VpxdClient, method: "Method[Request]", request: Request) -> task_pb2.TaskInfo:
-    """Starts a task and waits for its success. Raises as VpxdClient.wait."""
-    task = await client.call(method, request)
-    return await client.wait(task.id, _TASK_TIMEOUT_S)
+    return await watched(client, screen, f"{VM}: {source} → {destination}", task)
 
 
 def save(result: Result, path: Path = RESULT_FILE) -> None:

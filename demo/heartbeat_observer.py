@@ -4,8 +4,11 @@ The guest's own clock stops with it, so the true pause is seen only by somebody 
 heartbeat's file on the datastore and notes when each line arrived, on the machine's monotonic clock. It is a process
 and not a thread, so that nothing that the demonstration draws meanwhile delays a time stamp.
 
-    python -m demo.heartbeat_observer FILE      prints "watching", then "<nanoseconds> <line>";
-                                                ends when its input is closed
+    python -m demo.heartbeat_observer FILE [FILE ...]      prints "watching", then "<nanoseconds> <line>";
+                                                           ends when its input is closed
+
+A VM whose home moves writes on in another file: the later FILEs are those, in the order in which it comes to them, and
+needn't be there yet. A line that the move has torn is put together again.
 """
 
 import asyncio
@@ -14,13 +17,15 @@ import select
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from demo.inotify import FileWatch
 
 _LOOK_S = 0.2  # how late it may notice that its input is closed
+_MISSING_LOOK_S = 0.005  # ... and that the next file is there: its folder isn't either, so nothing tells of it
 _READ_BYTES = 1 << 16
 _MAX_LINE_BYTES = 1 << 20
 
@@ -45,8 +50,8 @@ class HeartbeatObserver:
         await asyncio.wait_for(self._ready.wait(), timeout_s)
 
     @asynccontextmanager
-    async def watching(self, path: Path, project: Path) -> AsyncIterator["HeartbeatObserver"]:
-        """Observes `path` while the body runs; all that was seen is in `beats` after it.
+    async def watching(self, project: Path, *paths: Path) -> AsyncIterator["HeartbeatObserver"]:
+        """Observes the files while the body runs, of which the first must be there; then all is in `beats`.
 
         :raises RuntimeError: the observing process failed.
         """
@@ -54,7 +59,7 @@ class HeartbeatObserver:
             sys.executable,
             "-m",
             "demo.heartbeat_observer",
-            str(path),
+            *map(str, paths),
             cwd=project,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -74,7 +79,7 @@ class HeartbeatObserver:
                 await process.wait()
             await reader
         if process.returncode != 0:
-            raise RuntimeError(f"the observer of {path} ended with status {process.returncode}")
+            raise RuntimeError(f"the observer of {paths[0]} ended with status {process.returncode}")
 
     async def _collect(self, lines: asyncio.StreamReader) -> None:
         async for raw in lines:
@@ -104,26 +109,63 @@ def guest_gap_ms(beats: Sequence[Beat], begin_ns: int, end_ns: int, period_ms: f
     return round(max(0.0, *silences), 2) if silences else None
 
 
-def follow(path: Path) -> None:
-    """Prints each whole line with the time at which it was seen, from the file's present end on."""
-    watch = FileWatch(path)
-    with open(path, "rb", buffering=0) as file:
-        file.seek(0, os.SEEK_END)
-        pending, aligned = b"", file.tell() == 0
-        print("watching", flush=True)
-        while not select.select([sys.stdin], [], [], 0)[0]:
-            watch.wait(_LOOK_S)
-            data = file.read(_READ_BYTES)
-            at_ns = time.monotonic_ns()
-            while data:
-                pending += data
-                *lines, pending = pending.split(b"\n")
-                for line in lines if aligned else lines[1:]:  # the first one may have been cut by our seek
-                    sys.stdout.buffer.write(b"%d %s\n" % (at_ns, line))
-                aligned = aligned or bool(lines)
-                data = file.read(_READ_BYTES)
-            sys.stdout.buffer.flush()
+class _Follower:
+    """Reads the files' lines, one file after the other."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._later = list(paths[1:])
+        self._watch = FileWatch(paths[0])
+        self._file = open(paths[0], "rb", buffering=0)
+        self._next: BinaryIO | None = None
+        self._pending = b""
+        # The first line may be cut by our seek.
+        self._aligned = self._file.seek(0, os.SEEK_END) == 0
+
+    def step(self) -> None:
+        """Waits for something new, not for long, and prints it."""
+        missing = bool(self._later) and self._next is None
+        self._watch.wait(_MISSING_LOOK_S if missing else _LOOK_S)
+        if missing:
+            self._find_next()
+        self._take(self._file)
+        if self._next is not None:
+            head = self._next.read(_READ_BYTES)
+            if head:
+                self._take(self._file)  # whatever came between: from now on nothing comes there
+                self._go_on(self._next, head)
+        sys.stdout.buffer.flush()
+
+    def _find_next(self) -> None:
+        with suppress(FileNotFoundError):
+            self._next = open(self._later[0], "rb", buffering=0)
+            self._watch.add(self._later[0])
+
+    def _go_on(self, file: BinaryIO, head: bytes) -> None:
+        self._file.close()
+        self._file, self._next = file, None
+        self._later.pop(0)
+        self._feed(head)
+        self._take(file)
+
+    def _take(self, file: BinaryIO) -> None:
+        while data := file.read(_READ_BYTES):
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        at_ns = time.monotonic_ns()
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        for line in lines if self._aligned else lines[1:]:
+            sys.stdout.buffer.write(b"%d %s\n" % (at_ns, line))
+        self._aligned = self._aligned or bool(lines)
+
+
+def follow(paths: Sequence[Path]) -> None:
+    """Prints each whole line with the time at which it was seen, from the first file's present end on."""
+    follower = _Follower(paths)
+    print("watching", flush=True)
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        follower.step()
 
 
 if __name__ == "__main__":
-    follow(Path(sys.argv[1]))
+    follow([Path(argument) for argument in sys.argv[1:]])

@@ -7,7 +7,7 @@ VPXD_ADVERTISE             what joining hosts are told, "address:port" (VPXD_JOI
 VPXD_CERTIFICATE_ADDRESSES further addresses in vpxd's certificate, "a,b": published ports, names in a DNS ("")
 VPXD_CLIENT_DIR            the administrator's certificate and client.json (<state>/clients/admin)
 VPXD_DATABASE_URL          SQLAlchemy's URL (sqlite+aiosqlite, <state>/vpxd.sqlite)
-VPXD_VMOTION_LINK_GBPS     what the links of the vMotion network carry, Gb/s: below 10, 4 migrations a host instead of 8 (10)
+VPXD_VMOTION_LINK_GBPS     what a vMotion link carries, Gb/s: below 10, 4 migrations a host instead of 8 (10)
 VPXD_HEARTBEAT_TIMEOUT_S   silence after which a host counts as not responding (5)
 LOG_JSON                   1: log lines as JSON
 """

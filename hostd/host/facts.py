@@ -36,7 +36,7 @@ class HostFacts:
     vcpu_capacity: int
     version: str
     capability: Capability
-    networks: Networks = Networks()
+    networks: Networks = field(default_factory=Networks)
 
     @property
     def machine_types(self) -> tuple[str, ...]:

@@ -182,6 +182,14 @@ class HostdServicer(service_pb2_grpc.HostdServicer):
             return self._vm(await self._whole(self._calls.relocation.complete(migration)))
         return self._vm(await self._whole(self._calls.destination.complete(migration)))
 
+    async def SettleMigration(
+        self, request: operations_pb2.SettleMigrationRequest, context: _Context
+    ) -> operations_pb2.EmptyResponse:
+        migration = self._calls.parts.journal.get(request.migration_id)
+        settled = self._calls.source.settle(migration, destination_has_vm=request.destination_has_vm)
+        await self._whole(settled)
+        return operations_pb2.EmptyResponse()
+
     async def QueryMigration(
         self, request: operations_pb2.MigrationRequest, context: _Context
     ) -> operations_pb2.QueryMigrationResponse:

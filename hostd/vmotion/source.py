@@ -33,7 +33,7 @@ from hostd.vmotion.ends import (
 from hostd.vmotion.journal import Migration, Role, Stage
 from hostd.vmotion.moved_files import MovedFiles
 from hostd.vmotion.resolve import Owner, Resolution, resolve
-from hostd.vmotion.spec_check import check_source
+from hostd.vmotion.spec_check import check_source, moves_home
 from proto.host.v1 import operations_pb2
 from proto.vim.v1 import host_pb2
 from proto.vmotion.v1 import spec_pb2, status_pb2
@@ -41,6 +41,7 @@ from runtime.faults import (
     FileLocked,
     GuestDied,
     HostNotReachable,
+    InvalidArgument,
     InvalidPowerState,
     ManagedObjectNotFound,
     MigrationFault,
@@ -50,11 +51,13 @@ from runtime.faults import (
     TimedOut,
     VimFault,
 )
+from runtime.ondisk import owner_record
 from runtime.rpc.faults import fault_from_proto, fault_to_proto
 
 _log = structlog.get_logger(__name__)
 _CLOSE_TIMEOUT_S = 20.0
 _VMX_END_S = 5.0
+_TAKE_BACK_EVERY_S = 0.05
 
 
 class SourceMigrations:
@@ -143,6 +146,51 @@ class SourceMigrations:
             await parts.registry.remove(machine)
         await parts.journal.move(migration, Stage.COMPLETED)
         parts.locks.release(migration.spec.vm.uuid, holder_of(migration, EMIGRATING))
+
+    async def settle(self, migration: Migration, *, destination_has_vm: bool) -> None:
+        """The destination's last word, where the two hosts share no home: written into the record here, which decides.
+        If the VM is ours again, returns when it is as before. Idempotent.
+
+        :raises InvalidArgument: this isn't the source of a migration whose home moves.
+        :raises MigrationNotReady: the VM isn't given away. :raises NotOwner: the record has changed meanwhile.
+        :raises TimedOut: the guest doesn't go on.
+        """
+        if migration.role is not Role.SOURCE or not moves_home(migration.spec):
+            raise InvalidArgument("This isn't the source of a migration whose home moves.", "migration_id")
+        if not migration.open:
+            return
+        given = await asyncio.to_thread(self._settle_record, migration, destination_has_vm)
+        if destination_has_vm or not given:
+            return
+        machine = self._parts.registry.find(migration.spec.vm.uuid)
+        _log.warning("migration_given_back", migration_id=migration.id)
+        if machine is not None and migration.stage is Stage.HANDED_OVER:
+            await self._take_back(migration, machine)
+
+    def _settle_record(self, migration: Migration, destination_has_vm: bool) -> bool:
+        """Whether the VM was given away, and the word has been written; False: it is ours. Blocks."""
+        home = home_of(self._parts, migration.home)
+        present = home_files.read_owner(home)
+        here, there = migration.spec.source.host_uuid, migration.spec.destination.host_uuid
+        if present is None or present.owner_host_uuid != there:
+            if destination_has_vm:
+                message = "The owner record doesn't give the VM to the destination."
+                raise MigrationNotReady(message, reason="owner record")
+            return False
+        owner_record.swap(home.owner_path, present, there if destination_has_vm else here)
+        return True
+
+    async def _take_back(self, migration: Migration, machine: Machine) -> None:
+        """vmx, where it lives, sees the record and lets its guest go on."""
+        deadline_s = asyncio.get_running_loop().time() + _CLOSE_TIMEOUT_S
+        while machine.vmx is not None and machine.execution_state == host_pb2.EXECUTION_STATE_STUNNED:
+            if asyncio.get_running_loop().time() > deadline_s:
+                message = f"The guest didn't go on within {_CLOSE_TIMEOUT_S:.0f} s."
+                raise TimedOut(message, operation="settleMigration", timeout_s=_CLOSE_TIMEOUT_S)
+            await asyncio.sleep(_TAKE_BACK_EVERY_S)
+        machine.observer = None
+        fault = _kept_fault(migration) or MigrationFault("The destination gave the VM back.")
+        await close_failed(self._parts, migration, EMIGRATING, fault)
 
     async def recover(
         self, migration: Migration, vmx: ProcessHandle | None, guest: ProcessHandle | None

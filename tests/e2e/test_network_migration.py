@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from demo.cluster_layout import BlockReservation
+from demo.ethernet_station import EthernetStation, Interface, Pings
 from demo.local_cluster import GUEST_IMAGES, LocalCluster
 from demo.processes import send
 from images.cmdline import kernel_command_line
@@ -24,7 +25,6 @@ from proto.vim.v1 import vm_config_pb2
 from proto.vpxd.v1 import service_pb2
 from runtime.faults import MigrationFault
 from tests.framework.cluster_rig import ClusterRig, failure, small_vm, until
-from tests.framework.ethernet_station import EthernetStation, Interface, Pings
 from vpxd.cli.client import connect
 
 pytestmark = [

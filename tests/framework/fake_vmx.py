@@ -4,13 +4,16 @@
 
 It keeps to vmx's contract with hostd: socket, pid file, run lock inherited by the guest, owner record, states, end of
 the process. What it does beyond that is told to it: at the start by words in the VM's annotation (`fail-start`,
-`fail-prepare`, `hang-prepare`, `deaf-power-off`), later by lines on its control socket (`control` below sends them):
+`fail-prepare`, `hang-prepare`, `deaf-power-off`, `fail-commit`), later by lines on its control socket (`control` below
+sends them):
 
     progress N     the migration is in iteration N of pre-copy
     hand-over      source: the owner record names the destination, the guest is stunned
     succeed        source: hand-over, if not done yet, and the status ends with success
     arrive         destination: the guest runs here and the status ends with success
-    fail           the status ends with a failure; a destination ends
+    copies-equal   relocation: both copies of every moved disk are equal; its commit ends the status with success, with
+                   `fail-commit` in the annotation with a failure after the first disk was switched
+    fail           the status ends with a failure; a destination ends, and so does a VM that is powered off
     guest-dies     the guest's process dies
 """
 
@@ -47,6 +50,8 @@ from runtime.rpc.faults import fault_to_proto
 from runtime.rpc.server import unix_server
 
 COMMAND = f"{sys.executable} {Path(__file__).resolve()}"
+_LAST_PHASES = frozenset({status_pb2.MIGRATION_PHASE_SUCCEEDED, status_pb2.MIGRATION_PHASE_FAILED})
+_COPIED = frozenset({status_pb2.MIGRATION_PHASE_SWITCHOVER, *_LAST_PHASES})
 _LIFE_S = "120"  # of a guest that everybody has forgotten
 _RAM_USED_BYTES = 12 << 20
 
@@ -77,6 +82,7 @@ class FakeVmx(service_pb2_grpc.VmxServicer):
         self._annotation = ""
         self._spec: spec_pb2.MigrationSpec | None = None
         self._is_source = False
+        self._new_home: tuple[Path, RunLock] | None = None  # of a relocation: owner record and lock
         self._status = operations_pb2.WatchMigrationResponse()
 
     # ---- the service
@@ -132,17 +138,19 @@ class FakeVmx(service_pb2_grpc.VmxServicer):
         lock = self._open(request.spec.vm, request.place)
         if "fail-prepare" in self._annotation:
             raise GuestStartFailed("The fake guest was told not to be prepared.", reason="fail-prepare")
-        self._start_guest(lock)
+        if not request.spec.powered_off:
+            self._start_guest(lock)
         if "hang-prepare" in self._annotation:
             await asyncio.sleep(600)
         self._publish(status_pb2.MIGRATION_PHASE_PREPARE)
-        self._set(host_pb2.EXECUTION_STATE_IMMIGRATING)
+        if not request.spec.powered_off:
+            self._set(host_pb2.EXECUTION_STATE_IMMIGRATING)
         ticket = spec_pb2.DestinationTicket(
             migration_id=request.spec.migration_id,
             vmotion_address=request.spec.destination.vmotion_address,
             port=8000,
             token=b"t" * 32,
-            ram_bytes=request.spec.vm.ram_bytes,
+            ram_bytes=0 if request.spec.powered_off else request.spec.vm.ram_bytes,
         )
         return operations_pb2.PrepareDestinationResponse(ticket=ticket)
 
@@ -150,9 +158,46 @@ class FakeVmx(service_pb2_grpc.VmxServicer):
         self, request: service_pb2.StartSourceRequest, context: Any
     ) -> operations_pb2.EmptyResponse:
         assert request.spec.key == b"k" * 32, "the key comes through unchanged"
+        if request.spec.powered_off:
+            self._open(request.spec.vm, request.place).acquire()
         self._spec, self._is_source = request.spec, True
         self._publish(status_pb2.MIGRATION_PHASE_HANDSHAKE)
-        self._set(host_pb2.EXECUTION_STATE_EMIGRATING)
+        if not request.spec.powered_off:
+            self._set(host_pb2.EXECUTION_STATE_EMIGRATING)
+        return operations_pb2.EmptyResponse()
+
+    async def StartRelocation(
+        self, request: service_pb2.StartRelocationRequest, context: Any
+    ) -> operations_pb2.EmptyResponse:
+        spec = request.spec
+        if self._migrating:
+            raise TaskInProgress("migrating", task="task-of-vmx")
+        if (self._state.execution_state == host_pb2.EXECUTION_STATE_RUNNING) == spec.powered_off:
+            raise InvalidState("not as the specification says")
+        assert spec.source.host_uuid == spec.destination.host_uuid == self._host_uuid
+        there = {disk.key: Path(disk.extent_path) for disk in request.destination.disks}
+        assert all(there[key].exists() for key in spec.moved_disks), "hostd makes the files"
+        if spec.powered_off:
+            self._open(spec.vm, request.source).acquire()
+        elif _moves_home(spec):
+            home = Path(request.destination.home_directory)
+            lock = RunLock.open(owner_record.run_lock_path(home, spec.vm.name))
+            lock.acquire()
+            self._new_home = owner_record.owner_path(home, spec.vm.name), lock
+        self._spec, self._is_source = spec, True
+        self._status.Clear()
+        self._publish(status_pb2.MIGRATION_PHASE_DISK_COPY)
+        return operations_pb2.EmptyResponse()
+
+    async def CommitRelocation(
+        self, request: operations_pb2.MigrationRequest, context: Any
+    ) -> operations_pb2.EmptyResponse:
+        self._require_migration(request)
+        if self._status.status.phase not in _COPIED:
+            raise MigrationNotReady("the copies aren't equal", reason="copying")
+        if self._status.HasField("fault"):
+            raise MigrationFault(self._status.status.failure, phase="confirm")
+        self._commit()
         return operations_pb2.EmptyResponse()
 
     async def WatchMigration(
@@ -162,7 +207,7 @@ class FakeVmx(service_pb2_grpc.VmxServicer):
         while True:
             changed = self._changed
             yield self._status
-            if self._status.status.phase >= status_pb2.MIGRATION_PHASE_SUCCEEDED:
+            if self._status.status.phase in _LAST_PHASES:
                 return
             await changed.wait()
 
@@ -182,7 +227,8 @@ class FakeVmx(service_pb2_grpc.VmxServicer):
         self._require_migration(request)
         if self._status.status.phase != status_pb2.MIGRATION_PHASE_SUCCEEDED:
             raise MigrationNotReady("not yet")
-        if self._is_source:
+        assert self._spec is not None
+        if self._is_source and (not self._is_relocation or self._spec.powered_off):
             self._end()
         return operations_pb2.EmptyResponse()
 
@@ -211,19 +257,13 @@ class FakeVmx(service_pb2_grpc.VmxServicer):
                     self._hand_over()
                 self._publish(status_pb2.MIGRATION_PHASE_SUCCEEDED)
             case ["arrive"]:
-                assert self._lock is not None
-                self._lock.acquire()
-                self._set(host_pb2.EXECUTION_STATE_RUNNING)
+                self._arrive()
                 self._publish(status_pb2.MIGRATION_PHASE_SUCCEEDED)
+            case ["copies-equal"]:
+                assert self._is_relocation
+                self._publish(status_pb2.MIGRATION_PHASE_SWITCHOVER)
             case ["fail"]:
-                fault = MigrationFault("The fake migration was told to fail.", phase="pre-copy")
-                self._status.status.failure = fault.message
-                self._status.fault.CopyFrom(fault_to_proto(fault, "vmx@fake"))
-                self._publish(status_pb2.MIGRATION_PHASE_FAILED)
-                if self._is_source:
-                    self._set(host_pb2.EXECUTION_STATE_RUNNING)
-                else:
-                    self._end()
+                self._fail(MigrationFault("The fake migration was told to fail.", phase="pre-copy"))
             case ["guest-dies"]:
                 assert self._guest is not None
                 self._guest.kill()
@@ -240,13 +280,60 @@ class FakeVmx(service_pb2_grpc.VmxServicer):
         record = owner_record.read(self._owner_path)
         owner_record.swap(self._owner_path, record, self._spec.destination.host_uuid)
         self._lock.release()
-        self._set(host_pb2.EXECUTION_STATE_STUNNED)
+        if not self._spec.powered_off:
+            self._set(host_pb2.EXECUTION_STATE_STUNNED)
+
+    def _arrive(self) -> None:
+        assert self._spec is not None
+        assert self._lock is not None
+        if _moves_home(self._spec):  # its own record, by COMMIT and by settling
+            for _ in range(2):
+                owner_record.swap(self._owner_path, owner_record.read(self._owner_path), self._host_uuid)
+        if not self._spec.powered_off:
+            self._lock.acquire()
+            self._set(host_pb2.EXECUTION_STATE_RUNNING)
+
+    def _commit(self) -> None:
+        assert self._spec is not None
+        if self._status.status.phase == status_pb2.MIGRATION_PHASE_SUCCEEDED:
+            return
+        moved = list(self._spec.moved_disks)
+        fails = "fail-commit" in self._annotation
+        for key in moved[:1] if fails else moved:
+            self._status.status.disks.add(key=key, switched=True)
+        if fails:
+            fault = MigrationFault("The fake relocation was told to fail.", phase="confirm")
+            self._fail(fault)
+            raise fault
+        if self._new_home is not None:
+            assert self._lock is not None
+            self._lock.close()
+            self._owner_path, self._lock = self._new_home
+            self._new_home = None
+        self._publish(status_pb2.MIGRATION_PHASE_SUCCEEDED)
+
+    def _fail(self, fault: MigrationFault) -> None:
+        assert self._spec is not None
+        self._status.status.failure = fault.message
+        self._status.fault.CopyFrom(fault_to_proto(fault, "vmx@fake"))
+        if self._new_home is not None:
+            self._new_home[1].close()
+            self._new_home = None
+        self._publish(status_pb2.MIGRATION_PHASE_FAILED)
+        if self._spec.powered_off or not self._is_source:
+            self._end()
+        else:
+            self._set(host_pb2.EXECUTION_STATE_RUNNING)
 
     # ---- inside
 
     @property
     def _migrating(self) -> bool:
-        return self._spec is not None and self._status.status.phase < status_pb2.MIGRATION_PHASE_SUCCEEDED
+        return self._spec is not None and self._status.status.phase not in _LAST_PHASES
+
+    @property
+    def _is_relocation(self) -> bool:
+        return self._spec is not None and self._spec.source.host_uuid == self._spec.destination.host_uuid
 
     def _require_migration(self, request: operations_pb2.MigrationRequest) -> None:
         if self._spec is None or self._spec.migration_id != request.migration_id:
@@ -289,6 +376,10 @@ class FakeVmx(service_pb2_grpc.VmxServicer):
     def _ring(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _moves_home(spec: spec_pb2.MigrationSpec) -> bool:
+    return spec.destination_home not in ("", spec.vm_home)
 
 
 async def _main() -> None:

@@ -305,6 +305,17 @@ class FakeVpxaHost(service_pb2_grpc.VpxaServicer):
             return ops.VmResponse()
         return ops.VmResponse(vm=self.vms[migration.spec.vm.uuid])
 
+    async def SettleMigration(
+        self, request: ops.SettleMigrationRequest, context: _Context
+    ) -> ops.EmptyResponse:
+        await self._enter("SettleMigration")
+        migration = self._migration(request.migration_id)
+        home = self.cluster.homes_of(migration.spec)[0]
+        spec = migration.spec
+        owner = spec.destination.host_uuid if request.destination_has_vm else spec.source.host_uuid
+        home.owner, home.epoch = owner, home.epoch + 1
+        return ops.EmptyResponse()
+
     async def QueryMigration(
         self, request: ops.MigrationRequest, context: _Context
     ) -> ops.QueryMigrationResponse:

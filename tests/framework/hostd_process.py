@@ -101,7 +101,7 @@ class HostdHost:
         shutil.rmtree(self.run_directory, ignore_errors=True)
 
     def pids(self) -> Iterator[int]:
-        """Every vmx, guest and virtual switch that may live: fakes and real ones leave their pids in their run directories."""
+        """Every vmx, guest and virtual switch that may live: all of them leave their pids in their run directories."""
         for name in ("vmx.pid", "fake-guest.pid", "guest.pid", "vswitch.pid"):
             for path in self.run_directory.glob(f"*/{name}"):
                 yield int(path.read_text().split()[0])

@@ -105,8 +105,9 @@ def _files(
             exist.add((there[_store(new)].uuid, _file(new)))
             if key:
                 after = next(disk for disk in wanted.destination_vm.disks if str(disk.key) == key)
+                elsewhere = source.uuid != destination.uuid
                 if after.format is DiskFormat.QCOW2 and (
-                    live or before[after.key].format is not DiskFormat.QCOW2
+                    live or elsewhere or before[after.key].format is not DiskFormat.QCOW2
                 ):
                     return faults.NotSupported
                 free[there[_store(new)].uuid] -= after.capacity_bytes if after.format in _THICK else 0

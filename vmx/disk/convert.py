@@ -6,19 +6,17 @@ node options, so that nothing in its name, and no backing file that it names, ha
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import time
-from asyncio.subprocess import Process
 from pathlib import Path
 from typing import Final
 
 from vmx.disk.bulk import BulkProgress
+from vmx.disk.child import Child
 from vmx.disk.contract import DiskLayout
 from vmx.disk.errors import DiskConvertFailed, NbdClosed
-from vmx.disk.export import end_child, spawn_child
 from vmx.threads import in_thread, to_the_end
 
 __all__ = ["ImageConversion"]
@@ -51,17 +49,17 @@ class ImageConversion:
         :raises DiskConvertFailed: qemu-img said no, or the target can't be made durable.
         """
         self._began_ns = time.monotonic_ns()
+        child = Child(self._command())
         try:
-            child = await spawn_child(self._command())
+            await in_thread(child.start)
+            status = await in_thread(self._follow, child, on_cancel=child.kill)
+            complaint = await in_thread(child.complaint)
         except NbdClosed as error:
             raise self._failed(str(error)) from error
-        try:
-            _, complaint = await asyncio.gather(self._follow(child), _read_all(child))
-            status = await child.wait()
         finally:
-            await to_the_end(end_child(child))
+            await to_the_end(in_thread(child.end))
         if status != 0:
-            raise self._failed(complaint.decode(errors="replace").strip() or f"it ended with {status}")
+            raise self._failed(complaint or f"it ended with {status}")
         try:
             await in_thread(_make_durable, self._target_path)
         except OSError as error:
@@ -83,19 +81,14 @@ class ImageConversion:
             str(self._target_path),
         ]
 
-    async def _follow(self, child: Process) -> None:
-        assert child.stdout is not None, "a pipe"
-        while text := await child.stdout.read(4096):
+    def _follow(self, child: Child) -> int:
+        while text := child.read():
             for percent in _PERCENT.findall(text):
                 self._done = float(percent) / 100
+        return child.wait()
 
     def _failed(self, reason: str) -> DiskConvertFailed:
         return DiskConvertFailed(str(self._source_path), str(self._target_path), reason)
-
-
-async def _read_all(child: Process) -> bytes:
-    assert child.stderr is not None, "a pipe"
-    return await child.stderr.read()
 
 
 def _make_durable(path: Path) -> None:

@@ -12,26 +12,24 @@ import asyncio
 import json
 import os
 import socket
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from vmx.disk.bulk import RawSource
+from vmx.disk.child import Child
 from vmx.disk.contract import DiskLayout
-from vmx.disk.errors import NbdClosed
 from vmx.disk.nbd_client import NbdSource
 from vmx.guest.errors import QmpConnectionLost, QmpFailure
 from vmx.guest.qmp import QmpConnection
-from vmx.threads import to_the_end
+from vmx.threads import in_thread, to_the_end
 
-__all__ = ["end_child", "image_export", "node_exports", "open_source", "spawn_child"]
+__all__ = ["image_export", "node_exports", "open_source"]
 
 _DEADLINE_S: Final = 30.0
-_STDERR_BYTES: Final = 64 << 10
 
 _log = structlog.get_logger(__name__)
 
@@ -99,33 +97,21 @@ async def image_export(image: Path, export: str, run_dir: Path) -> AsyncIterator
         arguments = ["--blockdev", json.dumps(node)]
         arguments += ["--nbd-server", f"addr.type=fd,addr.str={listener.fileno()}"]
         arguments += ["--export", f"type=nbd,id=image,node-name=image,name={export},writable=off"]
-        daemon = await spawn_child(["qemu-storage-daemon", *arguments], [listener.fileno()])
+        daemon = Child(["qemu-storage-daemon", *arguments], [listener.fileno()])
+        try:
+            await in_thread(daemon.start)
+        except BaseException:
+            await to_the_end(_end(daemon, path))
+            raise
     try:
         yield path
     finally:
-        await to_the_end(end_child(daemon))
-        path.unlink(missing_ok=True)
+        await to_the_end(_end(daemon, path))
 
 
-async def spawn_child(arguments: Sequence[str], inherited: Sequence[int] = ()) -> Process:
-    """Starts a child that dies with this process, however that ends (setpriv(1), prctl(2) PR_SET_PDEATHSIG).
-
-    :raises NbdClosed: it can't be started.
-    """
-    words = ["setpriv", "--pdeathsig", "KILL", "--", *arguments]
-    try:
-        return await asyncio.create_subprocess_exec(
-            *words, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, pass_fds=inherited, limit=_STDERR_BYTES
-        )
-    except OSError as error:
-        raise NbdClosed(f"the start of {arguments[0]}", str(error)) from error
-
-
-async def end_child(child: Process) -> None:
-    """Ends a child and waits for its end. Idempotent."""
-    with suppress(ProcessLookupError):
-        child.kill()
-    await child.communicate()
+async def _end(daemon: Child, path: Path) -> None:
+    await in_thread(daemon.end)
+    path.unlink(missing_ok=True)
 
 
 def open_source(

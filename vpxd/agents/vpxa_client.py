@@ -177,6 +177,12 @@ class VpxaClient:
             answer = await self._stub.CompleteMigration(request, timeout=ACTION_TIMEOUT_S)
         return vm_state_from_wire(answer.vm) if answer.HasField("vm") else None
 
+    async def settle_migration(self, migration_id: int, *, destination_has_vm: bool) -> None:
+        """Brings the source the destination's last word."""
+        request = ops.SettleMigrationRequest(migration_id=migration_id, destination_has_vm=destination_has_vm)
+        with remote_faults(self._peer):
+            await self._stub.SettleMigration(request, timeout=ACTION_TIMEOUT_S)
+
     async def query_migration(self, migration_id: int) -> HostAnswer:
         """What this host knows of the migration."""
         request = ops.MigrationRequest(migration_id=migration_id)

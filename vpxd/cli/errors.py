@@ -1,6 +1,8 @@
 """What can go wrong on the client's own side.
 
     CliError            an exit status, one sentence, and what to do about it
+      UsageError        the command line, or a value in it, can't be
+        BadSpec         a specification that was given as a file can't be
       NoConfiguration   no client.json, or one that can't be read
       NoConnection      vpxd isn't there, or isn't the one that was expected
       NoAnswer          the deadline of --timeout passed
@@ -27,6 +29,16 @@ class UsageError(CliError):
     """The command line, or a value in it, can't be."""
 
     status = ExitStatus.USAGE
+
+
+class BadSpec(UsageError):
+    """A specification can't be; `field` is the place in it ("disks[0].format"), empty where it is no JSON at all."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(
+            f"The specification's {field} {reason}." if field else f"The specification {reason}."
+        )
+        self.field = field
 
 
 class NoConfiguration(CliError):

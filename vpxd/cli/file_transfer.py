@@ -16,7 +16,9 @@ from vpxd.cli.session import Session
 
 PIECE_BYTES = 1024 * 1024
 LEAST_S = 60.0
-SLOWEST_BYTES_PER_S = 1024 * 1024  # a deadline is for what hangs: a line as slow as this one still isn't given up
+SLOWEST_BYTES_PER_S = (
+    1024 * 1024
+)  # a deadline is for what hangs: a line as slow as this one still isn't given up
 Advance = Callable[[int], None]
 
 

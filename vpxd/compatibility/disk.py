@@ -21,25 +21,20 @@ def check(move: Move) -> tuple[Finding, ...]:
 
 
 def _format(move: Move, place: FilePlace) -> Finding | None:
-    vm = move.vm.config.name
-    if place.format is DiskFormat.QCOW2 and (move.vm.live or place.source_format is not DiskFormat.QCOW2):
-        reason = (
-            "while it runs"
-            if place.source_format is DiskFormat.QCOW2
-            else "only images that came so are kept so"
-        )
-        fault = NotSupported(
-            f"{place.label} of {vm} can't be moved into a qcow2 image: {reason}",
-            feature="qcow2 as the destination's format",
-        )
-        also = " or power the VM off" if place.source_format is DiskFormat.QCOW2 else ""
+    vm, was_image = move.vm.config.name, place.source_format is DiskFormat.QCOW2
+    keeps_images = not move.vm.live and not move.changes_host
+    when = "while it runs" if move.vm.live else "to another host"
+    feature = "qcow2 as the destination's format"
+    if place.format is DiskFormat.QCOW2 and not (keeps_images and was_image):
+        reason = when if was_image else "only images that came so are kept so"
+        fault = NotSupported(f"{place.label} of {vm} can't be moved into a qcow2 image: {reason}", feature)
+        also = ", or move it within its host while the VM is off" if was_image else ""
         return error(fault, f"choose thin or thick for {place.label}{also}", _GROUP)
-    if move.vm.live and place.source_format is DiskFormat.QCOW2 and not place.format_chosen:
+    if was_image and not keeps_images and not place.format_chosen:
         fault = NotSupported(
-            f"{place.label} of {vm} is a qcow2 image; moved while it runs it becomes a thin disk",
-            feature="qcow2 as the destination's format",
+            f"{place.label} of {vm} is a qcow2 image; moved {when} it becomes a thin disk", feature
         )
-        return warning(fault, "power the VM off first to keep the image as it is", _GROUP)
+        return warning(fault, "an image is kept as it is within its host while the VM is off", _GROUP)
     return None
 
 

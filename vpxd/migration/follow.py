@@ -28,6 +28,7 @@ from vpxd.inventory.records import Host
 from vpxd.migration.parts import WorkflowParts
 from vpxd.migration.progress import MigrationProgress, Phase, percent, words
 from vpxd.migration.resolve import resolve
+from vpxd.migration.settle import settle
 from vpxd.migration.steps import Migration, client_of
 from vpxd.migration.verdict import Verdict
 from vpxd.migration.way import Way
@@ -52,6 +53,7 @@ class Follower:
         """
         watching = asyncio.ensure_future(self._watch())
         canceling = asyncio.ensure_future(self._hand_cancel_down())
+        settling = asyncio.ensure_future(self._settle_when_stuck())
         try:
             await asyncio.wait({watching, canceling}, return_when=asyncio.FIRST_COMPLETED)
             canceled = self._canceled() if canceling.done() and canceling.result() else None
@@ -59,10 +61,21 @@ class Follower:
                 raise canceled
             await watching
         finally:
-            for helper in (watching, canceling):
+            for helper in (watching, canceling, settling):
                 helper.cancel()
                 with suppress(asyncio.CancelledError, VimFault):
                     await helper
+
+    async def _settle_when_stuck(self) -> None:
+        """Tells a source, whose hand-over doesn't end and whose home isn't the destination's, how it ended."""
+        if not self._migration.entry.terms.home or self._migration.way is not Way.BETWEEN_HOSTS:
+            return
+        patience, stuck_s = self._parts.patience, 0.0
+        while stuck_s < patience.stuck_s or not await settle(self._parts, self._migration):
+            # The hosts' states can't be waited for from here: they are asked again.
+            await asyncio.sleep(patience.pause_s)
+            handing_over = self.phase in (Phase.SWITCHOVER, Phase.VERIFY)
+            stuck_s = stuck_s + patience.pause_s if handing_over else 0.0
 
     async def _hand_cancel_down(self) -> bool:
         """Answers whether it is canceled; False when it was too late."""
@@ -153,6 +166,8 @@ class Follower:
 
     async def _resolve(self, silent_s: float) -> Verdict:
         task, source = self._migration.task, self._migration.source
+        if self._migration.entry.terms.home and self._migration.way is Way.BETWEEN_HOSTS:
+            await settle(self._parts, self._migration)
         resolution = await resolve(self._parts, self._migration)
         if resolution.source is not None and resolution.source.progress.status:
             task.set_migration(resolution.source.progress.status)

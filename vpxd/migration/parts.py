@@ -20,7 +20,8 @@ class Patience:
     `lost_s`: without the source's word before the owner record is asked; `undecided_s`: without an answer to
     that before the task ends in error; `complete_s`, `complete_source_s`: for the hosts' last step before vpxd
     goes on without it; `cancel_s`: for a host to answer a cancel before vpxd goes on without it, and tells it later;
-    `pause_s`: between tries.
+    `stuck_s`: for a hand-over, which takes milliseconds, before the hosts are asked what has become of it; `pause_s`:
+    between tries.
     """
 
     lost_s: float = 60.0
@@ -29,6 +30,7 @@ class Patience:
     complete_source_s: float = 10.0
     pause_s: float = 0.5
     cancel_s: float = 3.0
+    stuck_s: float = 3.0
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,25 @@ def decide(
     return _source_owns(source)
 
 
+def last_word(
+    destination_uuid: str, source: HostAnswer | None, destination: HostAnswer | None
+) -> bool | None:
+    """What a source that has given its VM away must be told where each host has an owner record of its own:
+    whether the destination has the VM for good. None: nothing, or it isn't known yet.
+
+    A destination that has failed and closed its end has none of the VM any more and never will.
+    """
+    if source is None or source.owner_host_uuid != destination_uuid:
+        return None
+    if destination is None or not destination.known:
+        return None
+    if destination.progress.phase is Phase.SUCCEEDED and destination.owner_host_uuid == destination_uuid:
+        return True
+    if destination.progress.phase is Phase.FAILED and not destination.open:
+        return False
+    return None
+
+
 def decide_within_host(answer: HostAnswer | None) -> Verdict:
     """The verdict of a move within one host, which doesn't change the owner: the host's own journal decides.
 

@@ -68,6 +68,11 @@ class _View:
     destination: HostFacts
     datastores: Mapping[str, str]
 
+    @property
+    def keeps_images(self) -> bool:
+        """Whether a qcow2 image can stay one: nothing but its own host's qemu-img makes one, and not of a running VM's."""
+        return not self.vm.live and self.source is not None and self.source.id == self.destination.id
+
     def present(self, path: str) -> tuple[str, str]:
         """Name and uuid of the datastore that a path is on; the uuid is empty where the source doesn't say."""
         name = datastore_of(path)
@@ -107,7 +112,7 @@ def _disk_place(view: _View, disk: VirtualDisk) -> FilePlace:
         there = view.destination.info.datastore_with_uuid(uuid)
         new_name, new_uuid = (there.name if there is not None else name), uuid
     chosen = wanted.format is not DiskFormat.SAME_AS_SOURCE
-    target_format = wanted.format if chosen else _same_format(disk.format, view.vm.live)
+    target_format = wanted.format if chosen else _same_format(disk.format, view.keeps_images)
     needed = disk.capacity_bytes if target_format in _THICK else _known_bytes(view.vm, disk)
     return FilePlace(
         key=disk.key,
@@ -124,9 +129,9 @@ def _disk_place(view: _View, disk: VirtualDisk) -> FilePlace:
     )
 
 
-def _same_format(present: DiskFormat, live: bool) -> DiskFormat:
-    """A running guest's disk is mirrored into a raw extent: a qcow2 image becomes a thin disk."""
-    if present is DiskFormat.SAME_AS_SOURCE or (live and present is DiskFormat.QCOW2):
+def _same_format(present: DiskFormat, keeps_images: bool) -> DiskFormat:
+    """What is mirrored or sent goes into a raw extent: a qcow2 image becomes a thin disk."""
+    if present is DiskFormat.SAME_AS_SOURCE or (not keeps_images and present is DiskFormat.QCOW2):
         return DiskFormat.THIN
     return present
 

@@ -209,3 +209,39 @@ async def test_canceled_move_leaves_the_vm_as_it_was_and_nothing_else(
     else:
         await first.start_source(again, await second.prepare(again))
     await succeeds(first, again)
+
+
+async def test_destination_that_died_before_commit_gives_the_guest_back_by_settle(
+    hosts: tuple[HostdHost, HostdHost],
+) -> None:
+    """The homes are parted: the source's record gives the VM away, and only the destination's end can undo that."""
+    first, second = hosts
+    await second.stop()
+    second.environment["VPX_FAILPOINTS"] = "destination.hand_over.after_ready=kill"
+    await second.start()
+    vm, data = await vm_with_disk(first)
+    on = await power_on(first, vm)
+    spec = await spec_of_move(first, second, on, "local")
+    await first.start_source(spec, await second.prepare(spec))
+    record = owner_record.owner_path(first.local / "moved", "moved")
+    async with asyncio.timeout(60):
+        while owner_record.read(record).owner_host_uuid != spec.destination.host_uuid:
+            await asyncio.sleep(0.02)
+        while (await second.migration("QueryMigration", spec)).open:
+            await asyncio.sleep(0.05)
+    assert list(second.local.iterdir()) == [second.local / ".datastore.json"]
+    assert (await first.vms())["moved"].execution_state != host_pb2.EXECUTION_STATE_RUNNING
+    request = operations_pb2.SettleMigrationRequest(migration_id=spec.migration_id, destination_has_vm=False)
+    await first.hostd.SettleMigration(request, timeout=30)
+    last = (await first.statuses(spec))[-1]
+    assert last.status.phase == status_pb2.MIGRATION_PHASE_FAILED
+    here = await first.until("moved", "unlocked")
+    assert here is not None
+    assert here.execution_state == host_pb2.EXECUTION_STATE_RUNNING
+    assert owner_record.read(record).owner_host_uuid == spec.source.host_uuid
+    await first.hostd.SettleMigration(request, timeout=30)  # told again: nothing happens
+    again = await spec_of_move(first, first, here, "shared")
+    await first.hostd.StartRelocation(operations_pb2.StartRelocationRequest(spec=again), timeout=30)
+    await succeeds(first, again)
+    await first.migration("CompleteMigration", again)
+    extent_holds(first.local.parent / "shared" / "there", data)

@@ -140,7 +140,8 @@ _DARK = replace(HERE, info=replace(HERE.info, datastores=()))
         (_move(RelocateSpec(datastore="local", format=_EAGER), _free(10 * GIB + HOME_BYTES)), []),
         # Formats.
         (_move(vm=_disk(_QCOW2)), [(faults.NotSupported, False, _DS)]),
-        (_move(vm=_disk(_QCOW2, OFF)), []),
+        (_move(vm=_disk(_QCOW2, OFF)), [(faults.NotSupported, False, _DS)]),
+        (_move(RelocateSpec(datastore="shared"), HERE, vm=_disk(_QCOW2, OFF)), []),
         (_move(RelocateSpec(datastore="local", format=_QCOW2), vm=_disk(_QCOW2)), [(faults.NotSupported, True, _DS)]),
         (_move(RelocateSpec(datastore="local", format=_QCOW2), vm=OFF), [(faults.NotSupported, True, _DS)]),
         (_move(RelocateSpec(datastore="local", format=_EAGER), vm=_disk(_QCOW2)), []),

@@ -161,9 +161,13 @@ def test_converting_in_place_never_overwrites_the_disk() -> None:
     assert same.moved_disks == (2001,)
 
 
-@pytest.mark.parametrize(("vm", "becomes"), [(VM, THIN), (OFF, QCOW2)])
-def test_moved_qcow2_keeps_its_format_only_while_the_vm_is_off(vm: VmFacts, becomes: DiskFormat) -> None:
-    found = _resolve(RelocateSpec(datastore="local"), vm=vm)
+@pytest.mark.parametrize(
+    ("vm", "there", "becomes"), [(VM, HERE, THIN), (OFF, HERE, QCOW2), (VM, THERE, THIN), (OFF, THERE, THIN)]
+)
+def test_moved_qcow2_keeps_its_format_only_within_its_host_while_the_vm_is_off(
+    vm: VmFacts, there: HostFacts, becomes: DiskFormat
+) -> None:
+    found = _resolve(RelocateSpec(datastore="local" if there is THERE else "shared"), there, vm=vm)
     assert found.destination_vm.disks[2].format is becomes
     assert found.powered_off is not vm.live
 
