@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 demo: setup guest ## a Linux VM moves esx01 → esx02 → esx03 → esx01 while it runs; writes out/demo.json
 	$(BIN)/python -m demo
 
+storage-demo: setup guest ## a Linux VM and its disk move esx01 → esx02 while it writes and is pinged; writes out/storage.json
+	$(BIN)/python -m demo.storage_demonstration
+
 test: setup guest ## the whole test suite: unit, integration, end to end with QEMU and Linux
 	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
 
@@ -85,4 +88,4 @@ clean: ## remove what was built, and the virtual environment
 help: ## this list
 	@awk -F ':.*## ' '/^## /{print "\n" substr($$0, 4)} /^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: compose-packages demo test up down status compose-demo check fix unit integration e2e proto lock setup system guest clean help
+.PHONY: compose-packages demo storage-demo test up down status compose-demo check fix unit integration e2e proto lock setup system guest clean help

@@ -17,7 +17,7 @@ _MAX_LINE_BYTES = 1 << 20
 _PYTHON = ("python", "-IS", "-c")
 _OBSERVER = as_argument(
     ("inotify", "heartbeat_observer"),
-    "from pathlib import Path; heartbeat_observer.follow(Path(sys.argv[1]))",
+    "from pathlib import Path; heartbeat_observer.follow([Path(sys.argv[1])])",
 )
 _PROBE = as_argument(("compose_probe",), "compose_probe.main(sys.argv[1])")
 

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Coroutine
 from pathlib import Path
+from typing import TypeVar
 
 from demo.cluster_layout import PROJECT, ClusterLayout, free_ports
 from demo.errors import ClusterError
@@ -43,6 +44,7 @@ _BOOT_TIMEOUT_S = 90.0
 _STATUS_TIMEOUT_S = 30.0
 _STEADY_LINES = 2
 EXIT_INTERRUPTED = 130
+Found = TypeVar("Found")
 
 
 async def run(screen: Screen) -> Result:
@@ -165,7 +167,7 @@ def save(result: Result, path: Path = RESULT_FILE) -> None:
     )
 
 
-async def _unless_terminated(work: Coroutine[None, None, Result]) -> Result:
+async def unless_terminated(work: Coroutine[None, None, Found]) -> Found:
     """SIGTERM ends it as Ctrl-C does: in good order."""
     task = asyncio.ensure_future(work)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -177,7 +179,7 @@ def main() -> int:
     screen = Screen()
     RESULT_FILE.unlink(missing_ok=True)  # an earlier run's word must not pass for this one's
     try:
-        result = asyncio.run(_unless_terminated(run(screen)))
+        result = asyncio.run(unless_terminated(run(screen)))
     except (KeyboardInterrupt, asyncio.CancelledError):
         screen.say("interrupted; everything that was started has been stopped")
         return EXIT_INTERRUPTED

@@ -16,16 +16,18 @@ import os
 import select
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from demo.inotify import FileWatch
 
 _LOOK_S = 0.2  # how late it may notice that its input is closed
-_MISSING_LOOK_S = 0.005  # ... and that the next file is there: its folder isn't either, so nothing tells of it
+_MISSING_LOOK_S = (
+    0.005  # ... and that the next file is there: its folder isn't either, so nothing tells of it
+)
 _READ_BYTES = 1 << 16
 _MAX_LINE_BYTES = 1 << 20
 
@@ -44,10 +46,23 @@ class HeartbeatObserver:
     def __init__(self) -> None:
         self.beats: list[Beat] = []
         self._ready = asyncio.Event()
+        self._came = asyncio.Event()
 
     async def ready(self, timeout_s: float = 10.0) -> None:
         """Waits until what is written from now on is seen. :raises TimeoutError: it isn't."""
         await asyncio.wait_for(self._ready.wait(), timeout_s)
+
+    async def wait_for(self, wanted: Callable[[str], bool], timeout_s: float) -> str:
+        """The first line from now on that is wanted. :raises TimeoutError: none came."""
+        seen = len(self.beats)
+        async with asyncio.timeout(timeout_s):
+            while True:
+                for beat in self.beats[seen:]:
+                    if wanted(beat.line):
+                        return beat.line
+                seen = len(self.beats)
+                self._came.clear()
+                await self._came.wait()
 
     @asynccontextmanager
     async def watching(self, project: Path, *paths: Path) -> AsyncIterator["HeartbeatObserver"]:
@@ -88,6 +103,7 @@ class HeartbeatObserver:
                 continue
             at_ns, _, line = raw.decode("utf-8", "replace").rstrip("\n").partition(" ")
             self.beats.append(Beat(int(at_ns), line))
+            self._came.set()
 
 
 def silences_ms(beats: Sequence[Beat], begin_ns: int, end_ns: int, period_ms: float) -> list[float]:
@@ -115,8 +131,8 @@ class _Follower:
     def __init__(self, paths: Sequence[Path]) -> None:
         self._later = list(paths[1:])
         self._watch = FileWatch(paths[0])
-        self._file = open(paths[0], "rb", buffering=0)
-        self._next: BinaryIO | None = None
+        self._file = _opened(paths[0])
+        self._next: FileIO | None = None
         self._pending = b""
         # The first line may be cut by our seek.
         self._aligned = self._file.seek(0, os.SEEK_END) == 0
@@ -137,17 +153,17 @@ class _Follower:
 
     def _find_next(self) -> None:
         with suppress(FileNotFoundError):
-            self._next = open(self._later[0], "rb", buffering=0)
+            self._next = _opened(self._later[0])
             self._watch.add(self._later[0])
 
-    def _go_on(self, file: BinaryIO, head: bytes) -> None:
+    def _go_on(self, file: FileIO, head: bytes) -> None:
         self._file.close()
         self._file, self._next = file, None
         self._later.pop(0)
         self._feed(head)
         self._take(file)
 
-    def _take(self, file: BinaryIO) -> None:
+    def _take(self, file: FileIO) -> None:
         while data := file.read(_READ_BYTES):
             self._feed(data)
 
@@ -157,6 +173,11 @@ class _Follower:
         for line in lines if self._aligned else lines[1:]:
             sys.stdout.buffer.write(b"%d %s\n" % (at_ns, line))
         self._aligned = self._aligned or bool(lines)
+
+
+def _opened(path: Path) -> FileIO:
+    """Unbuffered: read to its end again and again, and closed by who has it."""
+    return FileIO(path)
 
 
 def follow(paths: Sequence[Path]) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from vpxd.cli.output import Column, ColumnTable, console, print_view, table_of
 from vpxd.cli.quantities import bytes_text, ms_text
 
 if TYPE_CHECKING:
-    pass
+    from rich.console import RenderableType
 
 _HEADING_CELLS = 100
 
@@ -46,17 +46,32 @@ class Screen:
 
     def report(self, one: Migration) -> None:
         """A migration's tables."""
-        self._heading(one.name)
-        print_view(self._console, report(one.status))
+        self.section(one.name, report(one.status))
 
-    def _heading(self, text: str) -> None:
-        self._console.print(f"\n── {text} ".ljust(_HEADING_CELLS, "─"), style="bold")
+    def section(self, heading: str, view: "RenderableType | ColumnTable") -> None:
+        """Tables under a heading."""
+        self._console.print(f"\n── {heading} ".ljust(_HEADING_CELLS, "─"), style="bold")
+        print_view(self._console, view)
+
+    def tell(self, text: str) -> None:
+        """One line as it is."""
+        self._console.print(text)
+
+    def verdict(self, text: str, missed_goals: Sequence[str], problems: Sequence[str]) -> None:
+        """What was missed, what went wrong, and `text` where nothing did."""
+        for missed in missed_goals:
+            self._console.print(f"slower than aimed at: {missed}", style="yellow")
+        for problem in problems:
+            self._console.print(f"PROBLEM: {problem}", style="bold red")
+        if problems:
+            self._console.print(f"FAILED: {len(problems)} problems, see above.", style="bold red")
+        else:
+            self._console.print(f"ok: {text}", style="bold green")
 
     def conclude(self, result: Result, path: Path) -> None:
         """The last word."""
         if result.migrations:
-            self._heading("all migrations")
-            print_view(self._console, _summary(result))
+            self.section("all migrations", _summary(result))
         memory = "   ".join(f"{name} {mib:g}" for name, mib in result.idle_rss_mib.items())
         self._console.print()
         if memory:
@@ -65,15 +80,8 @@ class Screen:
             f"{result.heartbeats} heartbeats seen, {result.wrong_stamps} wrong stamps, "
             f"{result.seconds.get('all', 0):.1f} s in all; written to {path}"
         )
-        for text in result.missed_goals:
-            self._console.print(f"slower than aimed at: {text}", style="yellow")
-        for text in result.problems:
-            self._console.print(f"PROBLEM: {text}", style="bold red")
         verdict = "The guest lived through every move, and both memories were equal each time."
-        if result.ok:
-            self._console.print(f"ok: {verdict}", style="bold green")
-        else:
-            self._console.print(f"FAILED: {len(result.problems)} problems, see above.", style="bold red")
+        self.verdict(verdict, result.missed_goals, result.problems)
 
 
 def _summary(result: Result) -> ColumnTable:

@@ -1,4 +1,4 @@
-"""Between vmx's own values and the messages of proto/: the one place where both are known.
+"""Between vmx's own values and the messages of proto/: the one place where both are known, beside status_message.py.
 
 Everything that comes from a message is checked here; what leaves here as a value is sound.
 """
@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from proto.vim.v1 import host_pb2, vm_config_pb2
-from proto.vmotion.v1 import spec_pb2, status_pb2
+from proto.vmotion.v1 import spec_pb2
 from proto.vmx.v1 import service_pb2
 from runtime.faults import InvalidArgument, InvalidVmConfig, VMotionProtocolIncompatible
 from vmx.disk.contract import DiskFormat
@@ -22,8 +22,6 @@ from vmx.guest.pages import PAGE_BYTES
 from vmx.migration.destination import DestinationDisk
 from vmx.migration.disk_copy import SourceDisk
 from vmx.migration.order import Endpoint, MigrationOrder, Options, Ticket, Verification
-from vmx.migration.phases import PublishedPhase
-from vmx.migration.progress import Progress
 from vmx.precopy.policy import DEFAULT_MAX_ITERATIONS, DEFAULT_SWITCHOVER_GOAL_MS, Limits
 from vmx.stream import OLDEST_STREAM_VERSION, STREAM_VERSION
 from vmx.stream.spec import (
@@ -60,9 +58,6 @@ _EXECUTION_STATE = {
     ExecutionState.IMMIGRATING: host_pb2.EXECUTION_STATE_IMMIGRATING,
     ExecutionState.FAILED: host_pb2.EXECUTION_STATE_FAILED,
 }
-_PHASE = {phase: status_pb2.MigrationPhase.Value(f"MIGRATION_PHASE_{phase.name}") for phase in PublishedPhase}
-
-
 _DISK_FORMAT = {
     vm_config_pb2.DISK_FORMAT_THIN: DiskFormat.THIN,
     vm_config_pb2.DISK_FORMAT_THICK_LAZY_ZEROED: DiskFormat.THICK_LAZY_ZEROED,
@@ -179,10 +174,18 @@ def migration_order(spec: spec_pb2.MigrationSpec) -> MigrationOrder:
         destination=destination,
         key=spec.key,
         options=_options(spec.options),
-        moves_home=spec.destination_home not in ("", spec.vm_home),
+        moves_home=_moves_home(spec),
         disks=_moved_disks(spec),
         powered_off=spec.powered_off,
     )
+
+
+def _moves_home(spec: spec_pb2.MigrationSpec) -> bool:
+    """Two hosts may have different datastores of one name."""
+    if spec.destination_home in ("", spec.vm_home):
+        there = spec.destination_home_datastore_uuid
+        return bool(spec.destination_home) and there not in ("", spec.home_datastore_uuid)
+    return True
 
 
 def require_two_hosts(order: MigrationOrder) -> None:
@@ -340,66 +343,3 @@ def ticket_message(ticket: Ticket, version_min: int, version_max: int) -> spec_p
 def execution_state(state: ExecutionState) -> host_pb2.ExecutionState.ValueType:
     """The state as a message's value."""
     return _EXECUTION_STATE[state]
-
-
-def migration_status(progress: Progress) -> status_pb2.MigrationStatus:
-    """The progress as a message."""
-    return status_pb2.MigrationStatus(
-        migration_id=progress.migration_id,
-        phase=_PHASE[progress.phase],
-        iteration=progress.iteration,
-        ram_bytes=progress.ram_bytes,
-        pages_total=progress.pages_total,
-        pages_sent=progress.pages_sent,
-        pages_remaining=max(0, progress.pages_total - progress.pages_sent),
-        rate_bytes_per_s=progress.rate_bytes_per_s,
-        dirty_rate_bytes_per_s=progress.dirty_rate_bytes_per_s,
-        wire_bytes=progress.wire_bytes,
-        iterations=[
-            status_pb2.Iteration(
-                number=one.number,
-                pages=one.pages,
-                zero_pages=one.zero_pages,
-                ram_bytes=one.ram_bytes,
-                wire_bytes=one.wire_bytes,
-                duration_ms=one.duration_ms,
-                dirty_pages=one.dirty_pages,
-            )
-            for one in progress.iterations
-        ],
-        stun_ms=progress.stun.stun_ms,
-        stun_parts=status_pb2.StunParts(
-            stop_ms=progress.stun.stop_ms,
-            last_pages_ms=progress.stun.last_pages_ms,
-            device_state_ms=progress.stun.device_state_ms,
-            hand_over_ms=progress.stun.hand_over_ms,
-            resume_ms=progress.stun.resume_ms,
-        ),
-        device_state_bytes=progress.device_state_bytes,
-        qemu_ram_transferred_bytes=progress.qemu_ram_transferred_bytes,
-        tracer=progress.tracer,
-        encrypted=progress.encrypted,
-        memory_verified=progress.memory_verified,
-        total_ms=progress.total_ms,
-        streams=progress.streams,
-        switchover_reason=progress.switchover_reason,
-        failure=str(progress.fault) if progress.fault else "",
-        phases=[
-            status_pb2.PhaseTime(phase=_PHASE[one.phase], duration_ms=one.duration_ms)
-            for one in progress.phases
-        ],
-        disks=[
-            status_pb2.DiskProgress(
-                key=one.key,
-                capacity_bytes=one.capacity_bytes,
-                data_bytes=one.data_bytes,
-                copied_bytes=one.copied_bytes,
-                zero_bytes=one.zero_bytes,
-                wire_bytes=one.wire_bytes,
-                mirrored_bytes=one.mirrored_bytes,
-                duration_ms=one.duration_ms,
-                switched=one.switched,
-            )
-            for one in progress.disks
-        ],
-    )

@@ -14,6 +14,7 @@ from vmx.guest.cpu_time import cpu_seconds_of
 from vmx.guest.memory import GuestMemoryError
 from vmx.guest.pages import PAGE_BYTES, page_total
 from vmx.offline_vm import OfflineVm
+from vmx.status_message import migration_status
 from vmx.stream import OLDEST_STREAM_VERSION, STREAM_VERSION
 from vmx.threads import in_thread
 from vmx.virtual_machine import VirtualMachine
@@ -114,7 +115,7 @@ class VmxService(service_pb2_grpc.VmxServicer):
         offline = self._offline.session if self._is_offline(request.migration_id) else None
         session = offline or self._vm.session(request.migration_id)
         async for progress in session.board.watched.watch(_STATUS_EVERY_S):
-            response = operations_pb2.WatchMigrationResponse(status=messages.migration_status(progress))
+            response = operations_pb2.WatchMigrationResponse(status=migration_status(progress))
             if progress.fault is not None:
                 response.fault.CopyFrom(fault_to_proto(progress.fault, self._origin))
             yield response

@@ -90,6 +90,8 @@ class Migration:
             ram_bytes=spec.vm.ram_bytes,
         )
         self.fault: fault_pb2.Fault | None = None
+        # Of a source whose home moves: vpxd has brought the destination's word.
+        self.destination_has_vm = False
         self.published = Changes()
 
     @property
@@ -206,6 +208,11 @@ class Journal:
         finally:
             migration.published.ring()
 
+    async def note_destination_has_vm(self, migration: Migration) -> None:
+        """The destination's word, brought to its source; durable on return. :raises CannotAccessFile:"""
+        migration.destination_has_vm = True
+        await self._write(migration)
+
     def load(self) -> None:
         """Read all files at the start; blocks. A file that can't be read is left there and logged.
 
@@ -261,6 +268,7 @@ def _to_json(migration: Migration) -> dict[str, Any]:
         "spec": json_format.MessageToDict(migration.spec),
         "status": json_format.MessageToDict(migration.status),
         "fault": json_format.MessageToDict(fault) if fault is not None else None,
+        "destinationHasVm": migration.destination_has_vm,
     }
 
 
@@ -269,6 +277,7 @@ def _from_json(entry: Mapping[str, Any]) -> Migration:
     migration = Migration(Role(entry["role"]), spec)
     migration.stage = Stage(entry["stage"])
     json_format.ParseDict(entry["status"], migration.status)
+    migration.destination_has_vm = bool(entry.get("destinationHasVm", False))
     if entry["fault"] is not None:
         migration.fault = json_format.ParseDict(entry["fault"], fault_pb2.Fault())
     return migration

@@ -137,6 +137,10 @@ class SourceMigrations:
             raise MigrationNotReady(message, reason=migration.stage.value)
         parts = self._parts
         machine = parts.registry.find(migration.spec.vm.uuid)
+        heard = migration.destination_has_vm or migration.status.phase == status_pb2.MIGRATION_PHASE_SUCCEEDED
+        if moves_home(migration.spec) and not heard:
+            message = "Nobody has said yet that the destination has the VM: the source isn't let go."
+            raise MigrationNotReady(message, reason="destination's word")
         if machine is not None:
             if machine.active and await find_owner(parts, machine.vmx_path) is not Owner.ELSEWHERE:
                 message = "The owner record doesn't name the destination: the source isn't let go."
@@ -160,6 +164,8 @@ class SourceMigrations:
         if not migration.open:
             return
         given = await asyncio.to_thread(self._settle_record, migration, destination_has_vm)
+        if destination_has_vm:
+            await self._parts.journal.note_destination_has_vm(migration)
         if destination_has_vm or not given:
             return
         machine = self._parts.registry.find(migration.spec.vm.uuid)

@@ -39,8 +39,11 @@ def destination_config(spec: spec_pb2.MigrationSpec) -> vm_config_pb2.VmConfig:
 
 
 def moves_home(spec: spec_pb2.MigrationSpec) -> bool:
-    """Whether the VM's home is another one afterwards."""
-    return spec.destination_home not in ("", spec.vm_home)
+    """Whether the VM's home is another one afterwards: two hosts may have different datastores of one name."""
+    if spec.destination_home in ("", spec.vm_home):
+        there = spec.destination_home_datastore_uuid
+        return bool(spec.destination_home) and there not in ("", spec.home_datastore_uuid)
+    return True
 
 
 def destination_home(spec: spec_pb2.MigrationSpec) -> DatastorePath:
@@ -106,7 +109,9 @@ def _check_move(spec: spec_pb2.MigrationSpec) -> None:
         same = before.get(disk.key)
         if same is None or same.capacity_bytes != disk.capacity_bytes:
             raise InvalidArgument(f"The disk {disk.key} isn't the VM's.", "spec.destination_vm.disks")
-        if (same.path != disk.path) != (disk.key in moved):
+        # On another host the same path may be on another datastore; what is there already is never overwritten.
+        may_stay = disk.key not in moved or spec.source.host_uuid != spec.destination.host_uuid
+        if disk.key not in moved if same.path != disk.path else not may_stay:
             message = f"The disk {disk.key} has another path and doesn't move, or the other way round."
             raise InvalidArgument(message, "spec.moved_disks")
     if not moved <= before.keys() or len(moved) != len(spec.moved_disks):
@@ -167,10 +172,10 @@ def check_destination(spec: spec_pb2.MigrationSpec, host: HostFacts) -> Datastor
         message = f"{host.name} can't run the machine type {spec.vm.machine_type}."
         raise VirtualHardwareVersionNotSupported(message, machine_type=spec.vm.machine_type, host=host.name)
     require_features(host.capability.cpu, spec.vm.guest_cpu, host.name)
-    model = spec.vm.guest_cpu.model or spec.vm.cpu_model.partition(",")[0]
-    if model not in host.capability.cpu_models:
-        message = f"{host.name} doesn't know the CPU model {model}."
-        raise FeatureRequirementsNotMet(message, feature=model, host=host.name)
+    for model in filter(None, (spec.vm.cpu_model.partition(",")[0], spec.vm.guest_cpu.model)):
+        if model not in host.capability.cpu_models:
+            message = f"{host.name} doesn't know the CPU model {model}."
+            raise FeatureRequirementsNotMet(message, feature=model, host=host.name)
     return destination_home(spec)
 
 

@@ -447,7 +447,7 @@ def with_fake_guest(layout: ClusterLayout, settings: tuple[tuple[str, str], ...]
     return replace(
         layout,
         host_settings=(("HOST_QEMU", str(FAKE_QEMU)), ("HOST_ACCELERATOR", "tcg"), *settings),
-        vpxd_settings=(("VPXD_HEARTBEAT_TIMEOUT_S", "2"),),
+        vpxd_settings=(("VPXD_HEARTBEAT_TIMEOUT_S", "2"), ("VPXD_VMOTION_LINK_GBPS", "1")),
     )
 
 

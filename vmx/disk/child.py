@@ -25,7 +25,7 @@ _READ_BYTES: Final = 4096
 
 
 class Child:
-    """One run of a program: `start`, then `end` in any case. All methods block, but `kill`, which any thread may call."""
+    """One run of a program: `start`, then `end` in any case. All methods block but `kill`; any thread may call that."""
 
     def __init__(self, arguments: Sequence[str], inherited: Sequence[int] = ()) -> None:
         """`inherited`: descriptors that it finds open under their numbers."""
@@ -51,7 +51,8 @@ class Child:
 
     def read(self) -> bytes:
         """The next piece of what it writes; empty at its end."""
-        assert self._process is not None and self._process.stdout is not None, "started"
+        assert self._process is not None, "started"
+        assert self._process.stdout is not None, "a pipe"
         return os.read(self._process.stdout.fileno(), _READ_BYTES)
 
     def wait(self) -> int:

@@ -111,7 +111,7 @@ async def image_export(image: Path, export: str, run_dir: Path) -> AsyncIterator
 
 async def _end(daemon: Child, path: Path) -> None:
     await in_thread(daemon.end)
-    path.unlink(missing_ok=True)
+    await asyncio.to_thread(path.unlink, missing_ok=True)
 
 
 def open_source(

@@ -204,6 +204,7 @@ class ColdDestination(Session[DestinationPhase]):
             resume_guest=_nothing_to_resume,
             end_guest=_nothing_to_resume,
             guest_ended=asyncio.Event().wait,
+            announce_guest=_nobody_to_announce,
         )
         self._hand_over = DestinationHandOver(self.order, stake, self._streams)
         await self._hand_over.take_over()
@@ -242,3 +243,7 @@ class ColdDestination(Session[DestinationPhase]):
 
 async def _nothing_to_resume() -> None:
     """A VM that is off has nothing that would have to be let run, or ended."""
+
+
+def _nobody_to_announce() -> None:
+    """As above."""

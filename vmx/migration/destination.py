@@ -166,6 +166,7 @@ class DestinationMigration(Session[DestinationPhase]):
             guest.run_lock,
             parted=self.order.moves_home,
             resume_guest=self._resume,
+            announce_guest=self._announce,
             end_guest=guest.end_process,
             guest_ended=guest.process.wait_exit,
         )
@@ -181,9 +182,13 @@ class DestinationMigration(Session[DestinationPhase]):
     async def _resume(self) -> None:
         assert self._restore is not None, "made by prepare()"
         await self._restore.resume()
-        process = self._guest.process
-        await RunControl(process.qmp).announce(process.spec.nics)
         self._guest.on_resumed()
+
+    def _announce(self) -> None:
+        """Beside whatever comes next: the source waits for RESUMED and then for SETTLED, and not for this."""
+        process = self._guest.process
+        announcing = asyncio.create_task(RunControl(process.qmp).announce(process.spec.nics), name="announce")
+        self._resources.push_async_callback(asyncio.wait, [announcing])
 
     def _raise_if_destroyed(self) -> None:
         assert self._hand_over is not None, "made in the hand-over"

@@ -40,11 +40,13 @@ _STORAGE_EVERY_S = 0.2
 
 @dataclass(frozen=True)
 class Stake(Claim):
-    """What is taken over. `guest_ended` returns when QEMU has."""
+    """What is taken over. `guest_ended` returns when QEMU has; `announce_guest` is begun when the source has been told
+    that the guest runs: it must not be stunned for longer because of it."""
 
     resume_guest: Callable[[], Awaitable[object]] = field(kw_only=True)
     end_guest: Callable[[], Awaitable[None]] = field(kw_only=True)
     guest_ended: Callable[[], Awaitable[object]] = field(kw_only=True)
+    announce_guest: Callable[[], None] = field(kw_only=True)
 
 
 class DestinationHandOver(HandOverSide[DestinationState, DestinationEvent, DestinationAction]):
@@ -180,7 +182,9 @@ class DestinationHandOver(HandOverSide[DestinationState, DestinationEvent, Desti
             case DestinationAction.RESUME_GUEST:
                 return await self._resume_guest()
             case DestinationAction.SEND_RESUMED:
-                return await self._send(ControlMessage(ControlCode.RESUMED))
+                sent = await self._send(ControlMessage(ControlCode.RESUMED))
+                self._stake.announce_guest()
+                return sent
             case DestinationAction.SEND_SETTLED:
                 await self._send(ControlMessage(ControlCode.SETTLED, self._record.epoch))
                 return None

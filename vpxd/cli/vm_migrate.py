@@ -55,7 +55,7 @@ async def migrate_vm(session: Session, arguments: MigrateVm) -> None:
         vm = await _vm(session, client, arguments.vm)
         request.vm = vm.id
         task = await _start(session, client, request, relocate=bool(arguments.spec))
-        await _follow(session, client, vm, task, watch=arguments.watch)
+        await _follow(session, client, vm, task, spec=request.spec, watch=arguments.watch)
 
 
 def _wizard_asks(session: Session, arguments: MigrateVm) -> bool:
@@ -84,7 +84,7 @@ async def _migrate_by_wizard(session: Session, arguments: MigrateVm) -> None:
             except VimFault as fault:  # something has changed since the last panel: nothing chosen is lost
                 wizard.refused(fault)
                 session.interruption = nothing_started
-        await _follow(session, client, wizard.choices.vm, task, watch=session.wait)
+        await _follow(session, client, wizard.choices.vm, task, spec=request.spec, watch=session.wait)
 
 
 async def _request(arguments: MigrateVm) -> service_pb2.RelocateVmRequest:
@@ -122,7 +122,13 @@ async def _start(
 
 
 async def _follow(
-    session: Session, client: "VpxdClient", before: inventory_pb2.Vm, task: task_pb2.TaskInfo, *, watch: bool
+    session: Session,
+    client: "VpxdClient",
+    before: inventory_pb2.Vm,
+    task: task_pb2.TaskInfo,
+    *,
+    spec: service_pb2.RelocateSpec,
+    watch: bool,
 ) -> None:
     """Shows the task to its end, unless --no-wait was given. :raises VimFault: the task's error."""
     from vpxd.cli.migration_view import final_words
@@ -133,12 +139,13 @@ async def _follow(
         return
     # Progress on the wire is the same with and without --watch; what differs is how much of it is shown.
     if watch:
-        ended = await finish_migration(session, client, task, f"{before.name}, from {before.host_name}")
+        title = f"{before.name}: {before.host_name} → {spec.host or 'where placement puts it'}"
+        ended = await finish_migration(session, client, task, title)
     else:
         ended = await wait_for_end(session, client, task)
     destination = await _host_now(session, client, before, ended)
-    if destination == before.host_name:
-        conclude(session, ended, f"{before.name} has moved its files on {destination}.")
+    if destination == before.host_name and (spec.datastore or spec.disks):
+        conclude(session, ended, final_words(f"{before.name}'s storage", "", "", ended))
         return
     conclude(session, ended, final_words(before.name, before.host_name, destination, ended))
 

@@ -17,6 +17,8 @@ from runtime.faults import HostNotReachable, PastPointOfNoReturn, RequestFault, 
 from vpxd.inventory.records import Host, MigrationEntry
 from vpxd.migration import commit, steps
 from vpxd.migration.parts import WorkflowParts
+from vpxd.migration.settle import settle
+from vpxd.migration.way import Way, way_of
 from vpxd.tasks.manager import TaskManager, TaskSpec
 from vpxd.tasks.task import Task
 
@@ -81,10 +83,13 @@ class Aftermath:
 
     async def _heard(self, entry: MigrationEntry, host: Host) -> bool:
         if entry.completing:
+            await self._settle(entry, host)
             return (await steps.complete_on(self._parts, entry, host, 0.0)).done
         try:
             await steps.client_of(self._parts, host).cancel_migration(entry.migration_id)
         except PastPointOfNoReturn:
+            if _is_parted_source(entry, host) and await self._settle(entry, host) is not True:
+                return False  # given away, but not taken: it is asked again when it has been told so
             raise
         except (HostNotReachable, TimedOut):
             return False
@@ -92,6 +97,13 @@ class Aftermath:
             _log.warning("cancel_refused", host=host.name, fault=type(fault).__name__, reason=fault.message)
             return False
         return True
+
+    async def _settle(self, entry: MigrationEntry, host: Host) -> bool | None:
+        """The source hears the destination's last word, where it can't read it by itself."""
+        destination = self._parts.store.inventory.hosts.get(entry.destination)
+        if destination is None or not _is_parted_source(entry, host):
+            return None
+        return await settle(self._parts, entry.migration_id, host, destination)
 
     async def _write(
         self, before: MigrationEntry, after: MigrationEntry, unheard: tuple[str, ...]
@@ -101,3 +113,9 @@ class Aftermath:
             async with self._parts.store.transaction() as transaction:
                 transaction.put(left)
         return left
+
+
+def _is_parted_source(entry: MigrationEntry, host: Host) -> bool:
+    """Whether the host is a source whose VM gets another home on another host."""
+    between = way_of(entry) is Way.BETWEEN_HOSTS
+    return between and bool(entry.terms.home) and host.id == entry.source

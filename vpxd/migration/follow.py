@@ -71,11 +71,15 @@ class Follower:
         if not self._migration.entry.terms.home or self._migration.way is not Way.BETWEEN_HOSTS:
             return
         patience, stuck_s = self._parts.patience, 0.0
-        while stuck_s < patience.stuck_s or not await settle(self._parts, self._migration):
+        while stuck_s < patience.stuck_s or await self._settle() is None:
             # The hosts' states can't be waited for from here: they are asked again.
             await asyncio.sleep(patience.pause_s)
             handing_over = self.phase in (Phase.SWITCHOVER, Phase.VERIFY)
             stuck_s = stuck_s + patience.pause_s if handing_over else 0.0
+
+    async def _settle(self) -> bool | None:
+        migration = self._migration
+        return await settle(self._parts, migration.id, migration.source, migration.destination)
 
     async def _hand_cancel_down(self) -> bool:
         """Answers whether it is canceled; False when it was too late."""
@@ -167,7 +171,7 @@ class Follower:
     async def _resolve(self, silent_s: float) -> Verdict:
         task, source = self._migration.task, self._migration.source
         if self._migration.entry.terms.home and self._migration.way is Way.BETWEEN_HOSTS:
-            await settle(self._parts, self._migration)
+            await self._settle()
         resolution = await resolve(self._parts, self._migration)
         if resolution.source is not None and resolution.source.progress.status:
             task.set_migration(resolution.source.progress.status)

@@ -9,7 +9,7 @@ from runtime.faults import MigrationFault, VimFault
 from vpxd.agents.vpxa_client import VpxaClient
 from vpxd.migration.parts import WorkflowParts
 from vpxd.migration.steps import Migration, client_of
-from vpxd.migration.verdict import HostAnswer, Verdict, decide, decide_within_host
+from vpxd.migration.verdict import HostAnswer, Verdict, decide, decide_parted, decide_within_host
 from vpxd.migration.way import Way
 
 _log = structlog.get_logger(__name__)
@@ -33,7 +33,8 @@ async def resolve(parts: WorkflowParts, migration: Migration) -> Resolution:
         _ask(client_of(parts, migration.source), migration.id),
         _ask(client_of(parts, migration.destination), migration.id),
     )
-    verdict = decide(migration.source.info.uuid, migration.destination.info.uuid, source, destination)
+    judge = decide_parted if migration.entry.terms.home else decide
+    verdict = judge(migration.source.info.uuid, migration.destination.info.uuid, source, destination)
     return _resolved(migration, verdict, source, destination)
 
 

@@ -10,27 +10,33 @@ import structlog
 
 from runtime.faults import VimFault
 from vpxd.agents.vpxa_client import VpxaClient
+from vpxd.inventory.records import Host
 from vpxd.migration.parts import WorkflowParts
-from vpxd.migration.steps import Migration, client_of
+from vpxd.migration.steps import client_of
 from vpxd.migration.verdict import HostAnswer, last_word
 
 _log = structlog.get_logger(__name__)
 
 
-async def settle(parts: WorkflowParts, migration: Migration) -> bool:
-    """Asks both hosts, and tells the source where the destination's word is final; whether it was told."""
-    source, destination = client_of(parts, migration.source), client_of(parts, migration.destination)
-    answers = await asyncio.gather(_ask(source, migration.id), _ask(destination, migration.id))
-    word = last_word(migration.destination.info.uuid, *answers)
+async def settle(
+    parts: WorkflowParts, migration_id: int, source_host: Host, destination_host: Host
+) -> bool | None:
+    """Asks both hosts, and tells the source where the destination's word is final.
+
+    :returns: the word that the source has heard: whether the destination has the VM; None where there is none yet.
+    """
+    source, destination = client_of(parts, source_host), client_of(parts, destination_host)
+    answers = await asyncio.gather(_ask(source, migration_id), _ask(destination, migration_id))
+    word = last_word(destination_host.info.uuid, *answers)
     if word is None:
-        return False
+        return None
     try:
-        await source.settle_migration(migration.id, destination_has_vm=word)
+        await source.settle_migration(migration_id, destination_has_vm=word)
     except VimFault as fault:
         _log.warning("settle_not_heard", fault=type(fault).__name__, reason=fault.message)
-        return False
-    _log.warning("migration_settled", migration_id=migration.id, destination_has_vm=word)
-    return True
+        return None
+    _log.warning("migration_settled", migration_id=migration_id, destination_has_vm=word)
+    return word
 
 
 async def _ask(client: VpxaClient, migration_id: int) -> HostAnswer | None:

@@ -9,8 +9,8 @@ The owner record on the datastore decides, never the silence of a host:
     nobody could read the record     -> the source's own last word counts; where it never heard of the migration, that
                                         is failure once the destination is known to have nothing open
 
-Where files move, source and destination have a record each; a host tells the one of its own side, and the newer one
-counts: the destination's continues the epochs of the source's.
+Where the home moves, source and destination have a record each, and a host tells the one of its own side:
+`decide_parted`.
 """
 
 from dataclasses import dataclass, field
@@ -47,7 +47,8 @@ class Verdict(Enum):
 def decide(
     source_uuid: str, destination_uuid: str, source: HostAnswer | None, destination: HostAnswer | None
 ) -> Verdict:
-    """The verdict; None stands for a host that doesn't answer. Of two readings of the record the newer one counts."""
+    """The verdict where both hosts read one record; None stands for a host that doesn't answer. Of two readings of the
+    record the newer one counts."""
     answers = [answer for answer in (source, destination) if answer is not None and answer.owner_host_uuid]
     if not answers:
         return _without_record(source, destination)
@@ -58,6 +59,24 @@ def decide(
     if owner != source_uuid:
         return Verdict.FAILED
     return _source_owns(source)
+
+
+def decide_parted(
+    source_uuid: str, destination_uuid: str, source: HostAnswer | None, destination: HostAnswer | None
+) -> Verdict:
+    """The verdict where the home moves, and each host reads a record of its own.
+
+    The source's can only give the VM away; that the destination has it, only the destination's says, or the source that
+    has heard so. Given away and not taken: undecided, until the destination's last word is brought (`last_word`).
+    """
+    if destination is not None and destination.owner_host_uuid == destination_uuid:
+        return Verdict.UNDECIDED if destination.progress.phase is Phase.FAILED else Verdict.SUCCEEDED
+    if source is None or not source.owner_host_uuid:
+        return _without_record(source, destination)
+    if source.owner_host_uuid == destination_uuid:
+        heard = source.progress.phase is Phase.SUCCEEDED
+        return Verdict.SUCCEEDED if heard else Verdict.UNDECIDED
+    return _source_owns(source) if source.owner_host_uuid == source_uuid else Verdict.FAILED
 
 
 def last_word(

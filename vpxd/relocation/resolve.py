@@ -70,7 +70,7 @@ class _View:
 
     @property
     def keeps_images(self) -> bool:
-        """Whether a qcow2 image can stay one: nothing but its own host's qemu-img makes one, and not of a running VM's."""
+        """Whether a qcow2 image can stay one: only its own host makes one, and not of a running VM's disk."""
         return not self.vm.live and self.source is not None and self.source.id == self.destination.id
 
     def present(self, path: str) -> tuple[str, str]:

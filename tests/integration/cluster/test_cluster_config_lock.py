@@ -140,37 +140,42 @@ async def test_destination_is_locked_masked_and_reserved_until_the_switchover(
             assert refused.origin == "hostd@esx02"
 
 
-async def test_third_migration_of_a_host_waits_says_why_and_can_be_canceled(
+async def test_fifth_migration_over_a_1_gbps_link_waits_says_why_and_can_be_canceled(
     rig: ClusterRig, web01: str
 ) -> None:
-    for name in ("web02", "web03"):
+    others = [f"web0{number}" for number in range(2, 6)]
+    for name in others:
         await rig.power_on_new(name, "esx01", config=small_vm(rate_mib_s=1))
     try:
-        running = [await rig.start_slow("web01", "esx02", 0.5), await rig.start_slow("web02", "esx03", 0.5)]
-        third = await rig.start_migration("web03", "esx02")
-        info = await rig.task(third)
+        running = [
+            await rig.start_slow(f"web0{number}", f"esx0{2 + number % 2}", 0.5) for number in range(1, 5)
+        ]
+        fifth = await rig.start_migration("web05", "esx02")
+        info = await rig.task(fifth)
         assert info.state == task_pb2.TASK_STATE_QUEUED
-        assert "waiting" in info.description
-        assert all(task in info.description for task in running), info.description
+        assert info.queue_position == 1
+        assert "network" in info.queue_reason
+        assert any(task in info.queue_reason for task in running), info.queue_reason
         usage = (await rig.host_itself("esx02")).usage
-        assert usage.memory_reserved_bytes == RAM_BYTES, "nothing is reserved for one that waits"
-        await rig.cancel(third)
-        fault = failure(await asyncio.wait_for(rig.ended(third), 5))
+        assert usage.memory_reserved_bytes == 2 * RAM_BYTES, "nothing is reserved for one that waits"
+        await rig.cancel(fifth)
+        fault = failure(await asyncio.wait_for(rig.ended(fifth), 5))
         assert isinstance(fault, faults.RequestCanceled)
         assert fault.phase == "queued"
         # Another one waits, and begins when there is a place.
-        fourth = await rig.start_migration("web03", "esx02")
-        assert (await rig.task(fourth)).state == task_pb2.TASK_STATE_QUEUED
+        sixth = await rig.start_migration("web05", "esx02")
+        assert (await rig.task(sixth)).state == task_pb2.TASK_STATE_QUEUED
         await rig.cancel(running[0])
         assert failure(await rig.ended(running[0]))
-        assert (await rig.ended(fourth)).state == task_pb2.TASK_STATE_SUCCESS
-        await rig.cancel(running[1])
-        assert (await rig.ended(running[1])).error.type == fault_pb2.FAULT_TYPE_REQUEST_CANCELED
+        assert (await rig.ended(sixth)).state == task_pb2.TASK_STATE_SUCCESS
+        for task in running[1:]:
+            await rig.cancel(task)
+            assert (await rig.ended(task)).error.type == fault_pb2.FAULT_TYPE_REQUEST_CANCELED
         await rig.until_reserved("esx03", 0, within_s=5)
-        for name, host in (("web01", "esx01"), ("web02", "esx01"), ("web03", "esx02")):
+        for name, host in (("web01", "esx01"), ("web02", "esx01"), ("web05", "esx02")):
             await rig.assert_alive(name, host)
     finally:
-        for name in ("web02", "web03"):
+        for name in others:
             await rig.remove(name)
 
 

@@ -36,7 +36,7 @@ async def test_observer_sees_whole_lines_only_from_its_start_on(tmp_path: Path) 
     path = tmp_path / "heartbeat.log"
     path.write_text("HB 1 10 0\nHB 2 2")
     observer = HeartbeatObserver()
-    async with observer.watching(path, PROJECT):
+    async with observer.watching(PROJECT, path):
         await observer.ready()
         with path.open("a") as file:
             for text in ("0 0\nHB 3 30 0\nHB 4", " 40 0\n", "HB 5 50 0\n"):
@@ -48,3 +48,30 @@ async def test_observer_sees_whole_lines_only_from_its_start_on(tmp_path: Path) 
     assert [beat.line for beat in observer.beats] == ["HB 3 30 0", "HB 4 40 0", "HB 5 50 0"]
     times = [beat.at_ns for beat in observer.beats]
     assert times == sorted(times)
+
+
+async def test_observer_follows_a_home_that_moves_and_joins_the_line_it_tore(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name / "heartbeat.log" for name in ("a", "b", "c"))
+    first.parent.mkdir()
+    first.touch()
+    observer = HeartbeatObserver()
+    async with observer.watching(PROJECT, first, second, third):
+        await observer.ready()
+        _append(first, "HB 1 10 0\nHB 2")
+        _append(second, " 20 0\nHB 3 30 0\n")
+        await _until_seen(observer, 3)
+        _append(third, "HB 4 40 0\n")
+        await _until_seen(observer, 4)
+    assert [beat.line for beat in observer.beats] == [f"HB {n} {n}0 0" for n in range(1, 5)]
+
+
+def _append(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
+        file.write(text)
+
+
+async def _until_seen(observer: HeartbeatObserver, count: int) -> None:
+    async with asyncio.timeout(10):
+        while len(observer.beats) < count:
+            await asyncio.sleep(0.01)

@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 
 from proto.vim.v1 import vm_config_pb2
-from proto.vmotion.v1 import spec_pb2, status_pb2
+from proto.vmotion.v1 import spec_pb2
 from proto.vmx.v1 import service_pb2
-from runtime.faults import InvalidArgument, InvalidVmConfig, MigrationFault, VMotionProtocolIncompatible
+from runtime.faults import InvalidArgument, InvalidVmConfig, VMotionProtocolIncompatible
 from vmx import messages
 from vmx.guest.command_line import Accelerator
 from vmx.migration.order import Options, Verification
-from vmx.migration.phases import PublishedPhase
-from vmx.migration.progress import IterationReport, Progress, StunReport
 from vmx.stream import OLDEST_STREAM_VERSION, STREAM_VERSION
 from vmx.trace.contract import TracerKind
 
@@ -92,7 +90,6 @@ BAD_SPECS: list[tuple[str, Spoil]] = [
     ("vm.ram_bytes", lambda spec: setattr(spec.vm, "ram_bytes", 4095)),
     ("source.host_uuid", lambda spec: spec.source.ClearField("host_uuid")),
     ("destination.host_uuid", lambda spec: spec.destination.ClearField("host_uuid")),
-    ("destination.host_uuid", lambda spec: setattr(spec.destination, "host_uuid", "u1")),
     ("source.vmotion_address", lambda spec: spec.source.ClearField("vmotion_address")),
     ("source.vmotion_address", lambda spec: setattr(spec.source, "vmotion_address", "esx01.example.com")),
     ("source.vmotion_address", lambda spec: setattr(spec.source, "vmotion_address", "0.0.0.0")),
@@ -205,27 +202,33 @@ def test_configuration_that_cant_run_is_refused_by_the_property(
     assert refused.value.property == named
 
 
-def test_status_says_all_that_the_progress_knows() -> None:
-    progress = Progress(
-        migration_id=5,
-        ram_bytes=1 << 30,
-        phase=PublishedPhase.FAILED,
-        iteration=2,
-        pages_total=10,
-        pages_sent=12,
-        iterations=(IterationReport(0, 100, 40, 409600, 250000, 1.5, 7),),
-        stun=StunReport(1.0, 2.0, 3.0, 4.0, 5.0),
-        fault=MigrationFault("It failed.", phase="stun"),
-    )
-    status = messages.migration_status(progress)
-    assert status.phase == status_pb2.MIGRATION_PHASE_FAILED
-    assert status.pages_remaining == 0, "never negative"
-    assert status.stun_ms == 15.0
-    assert (status.iterations[0].zero_pages, status.iterations[0].dirty_pages) == (40, 7)
-    assert status.failure == "It failed."
+def spec_within_one_host() -> spec_pb2.MigrationSpec:
+    spec = good_spec()
+    spec.destination.CopyFrom(spec.source)
+    spec.ClearField("key")
+    spec.vm_home, spec.destination_home = "[ds1] web01/web01.vmx", "[ds2] web01/web01.vmx"
+    return spec
 
 
-@pytest.mark.parametrize("phase", PublishedPhase)
-def test_every_published_phase_has_its_message(phase: PublishedPhase) -> None:
-    status = messages.migration_status(Progress(1, 1, phase))
-    assert status_pb2.MigrationPhase.Name(status.phase) == f"MIGRATION_PHASE_{phase.name}"
+def test_move_within_one_host_has_no_key_and_is_no_migration_between_two() -> None:
+    order = messages.migration_order(spec_within_one_host())
+    messages.require_one_host(order)
+    with pytest.raises(InvalidArgument) as refused:
+        messages.require_two_hosts(order)
+    assert refused.value.argument == "destination.host_uuid"
+
+
+def test_migration_between_two_hosts_is_no_move_within_one() -> None:
+    order = messages.migration_order(good_spec())
+    messages.require_two_hosts(order)
+    with pytest.raises(InvalidArgument) as refused:
+        messages.require_one_host(order)
+    assert refused.value.argument == "destination.host_uuid"
+
+
+def test_move_within_one_host_that_moves_nothing_is_refused() -> None:
+    spec = spec_within_one_host()
+    spec.destination_home = spec.vm_home
+    with pytest.raises(InvalidArgument) as refused:
+        messages.require_one_host(messages.migration_order(spec))
+    assert refused.value.argument == "moved_disks"

@@ -137,7 +137,7 @@ class Choices:
             spec.disks.add(
                 key=disk.key,
                 datastore=chosen.datastore,
-                format=chosen.format,  # type: ignore[arg-type]
+                format=chosen.format,
                 policy=chosen.policy,
             )
 

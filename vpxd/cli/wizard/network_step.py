@@ -62,5 +62,5 @@ async def _ask(tour: Tour, there: _Networks, question: str, present: str, chosen
     if not offered:  # a NIC that is unplugged may keep it: only a warning stands against that
         options.append(Option(present, (or_dash(present), "", "", "keep it: it isn't there")))
     current = chosen or (present if offered else None)
-    columns = ("PORT GROUP", "SEGMENT", "HOSTS", "")
+    columns = ("PORT GROUP", "SEGMENT", "HOSTS" if there.hosts > 1 else "", "")
     return await tour.dialog.choose(question, columns, options, current)

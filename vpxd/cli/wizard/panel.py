@@ -25,7 +25,8 @@ async def show_compatibility(console: "Console", world: World, choices: Choices,
     request = choices.request(step)
     hosts = [_without(host, choices.later_groups(step)) for host in await world.check(request)]
     if choices.moves_compute and choices.cluster:
-        print_view(console, _recommended(await world.recommend(request)))
+        recommended = await world.recommend(request)
+        print_view(console, _recommended(recommended, choices.later_groups(step)))
     show_findings(console, hosts)
     return blocked(hosts)
 
@@ -58,11 +59,16 @@ def _without(host: service_pb2.HostFindings, groups: frozenset[int]) -> service_
     return service_pb2.HostFindings(host=host.host, host_name=host.host_name, findings=kept)
 
 
-def _recommended(hosts: Sequence[service_pb2.Recommendation]) -> ColumnTable:
+def _recommended(hosts: Sequence[service_pb2.Recommendation], later: frozenset[int]) -> ColumnTable:
+    """Best first, with the reasons. What only a later step's choice can mend is said to be open, not forbidden."""
     columns = (Column("RECOMMENDED"), Column("SCORE", "right"), Column("REASONS", free_text=True))
     rows: list[tuple[str, str, str]] = []
     for host in hosts:
-        first, *others = list(host.reasons) or ["-"]
+        errors = [finding for finding in host.findings if finding.error]
+        is_open = bool(errors) and all(finding.group in later for finding in errors)
+        first, *others = (
+            ["open: networks or storage aren't chosen yet"] if is_open else list(host.reasons) or ["-"]
+        )
         rows.append((host.host_name, f"{host.score:.2f}" if host.score else "-", first))
         rows.extend(("", "", reason) for reason in others)
     return table_of(columns, rows)

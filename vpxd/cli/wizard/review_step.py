@@ -38,7 +38,7 @@ async def review(tour: Tour) -> None:
         Option(_PRINT, ("Print spec", "the specification for `vpx vm migrate --spec`")),
     ]
     while True:
-        chosen = await tour.dialog.choose("Ready to complete", ("",), options, None if blocked else _FINISH)
+        chosen = await tour.dialog.choose("Finish?", ("ANSWER", ""), options, None if blocked else _FINISH)
         if chosen == _BACK:
             raise StepBack
         if chosen == _CANCEL:
@@ -57,18 +57,17 @@ async def _print_spec(tour: Tour) -> None:
     if not typed:
         tour.console.out(text, end="", highlight=False)
         return
-    path = Path(typed).expanduser()
     try:
-        await asyncio.to_thread(_write_new, path, text)
-    except OSError as error:
-        tour.dialog.tell(f"It can't be written to {path}: {error.strerror or error}.")
+        await asyncio.to_thread(_write_new, typed, text)
+    except (OSError, RuntimeError) as error:  # RuntimeError: "~name" of nobody
+        tour.dialog.tell(f"It can't be written to {typed}: {getattr(error, 'strerror', None) or error}.")
     else:
-        tour.dialog.tell(f"Written: `vpx vm migrate {tour.choices.vm.name} --spec {path}` takes it.")
+        tour.dialog.tell(f"Written: `vpx vm migrate {tour.choices.vm.name} --spec {typed}` takes it.")
 
 
-def _write_new(path: Path, text: str) -> None:
+def _write_new(name: str, text: str) -> None:
     """:raises OSError: FileExistsError where there is one: nothing is overwritten."""
-    with path.open("x", encoding="utf-8") as file:
+    with Path(name).expanduser().open("x", encoding="utf-8") as file:
         file.write(text)
 
 

@@ -11,7 +11,6 @@ from vpxd.cli.wizard.dialog import Option
 from vpxd.cli.wizard.offers import DatastoreOffer, datastores, destinations
 from vpxd.cli.wizard.steps import Tour
 from vpxd.cli.wizard.world import Policies
-from vpxd.cli.wording import or_dash
 
 FORMATS = (
     (vm_config_pb2.DISK_FORMAT_UNSPECIFIED, "same format as source", "as each disk is now"),
@@ -121,7 +120,7 @@ async def _ask_disk(tour: Tour, storage: _Storage, subject: _Subject, key: int) 
 
 async def _ask_format(tour: Tour, subject: _Subject, current: int) -> int:
     options = [Option(int(number), (name, text)) for number, name, text in FORMATS]
-    if current not in (number for number, _, _ in FORMATS):
+    if all(current != number for number, _, _ in FORMATS):
         options.append(Option(current, (format_text(current), "")))
     question = f"Virtual disk format of {subject.label}"
     return await tour.dialog.choose(question, ("FORMAT", "MEANS"), options, current)
@@ -157,7 +156,8 @@ async def _ask_datastore(tour: Tour, storage: _Storage, subject: _Subject, files
     current = files.datastore
     if not current and not subject.present:
         current = _datastore_of(tour.choices.vm.home)
-    columns = ("DATASTORE", "FREE", "CAPACITY", "HOSTS", "REASON" if any(row[1] for row in rows) else "")
+    reason = "REASON" if any(row[1] for row in rows) else ""
+    columns = ("DATASTORE", "FREE", "CAPACITY", "HOSTS" if storage.hosts > 1 else "", reason)
     return await tour.dialog.choose(f"Datastore of {subject.label}", columns, options, current)
 
 
@@ -169,7 +169,7 @@ def _heading(policies: Sequence[str], reason: str) -> str:
 
 def _row(offer: DatastoreOffer, hosts: int, reason: str) -> tuple[str, ...]:
     on = f"{offer.hosts} of {hosts}" if hosts > 1 else ""
-    return (offer.name, bytes_text(offer.free_bytes), bytes_text(offer.capacity_bytes), or_dash(on), reason)
+    return (offer.name, bytes_text(offer.free_bytes), bytes_text(offer.capacity_bytes), on, reason)
 
 
 def _datastore_of(path: str) -> str:

@@ -33,6 +33,7 @@ class Destination:
         self.guest_ended = asyncio.Event()
         self.resume_error: Exception | None = None
         self.ends = 0
+        self.sent_at_announcement: list[ControlCode] = []
         order = replace(ORDER, options=replace(ORDER.options, max_switchover_s=max_switchover_s))
         stake = Stake(
             self.files,
@@ -41,6 +42,7 @@ class Destination:
             resume_guest=self._resume,
             end_guest=self._end,
             guest_ended=self.guest_ended.wait,
+            announce_guest=self._announce,
         )
         self.hand_over = DestinationHandOver(order, stake, cast(DestinationStreams, self.control))
 
@@ -49,6 +51,9 @@ class Destination:
             raise self.resume_error
         assert self.now.owner_host_uuid == DESTINATION
         assert is_held(self.files.run_lock)
+
+    def _announce(self) -> None:
+        self.sent_at_announcement = [one.code for one in self.control.sent]
 
     async def _end(self) -> None:
         self.ends += 1
@@ -82,6 +87,7 @@ async def test_take_over_that_goes_well_settles_at_the_next_epoch(tmp_path: Path
     destination = Destination(tmp_path)
     await running(destination)
     assert [one.code for one in destination.control.sent] == [ControlCode.READY, ControlCode.RESUMED]
+    assert destination.sent_at_announcement[-1] is ControlCode.RESUMED, "the stun is over before"
     assert destination.control.sent[0].value == 1, "READY tells which record it could give up"
     destination.control.say(ControlCode.VERIFIED)
     await destination.hand_over.settle()
