@@ -66,6 +66,7 @@ struct checker {
     uint64_t wrong;
     uint64_t passes;     /* how often all acknowledged records were read again */
     uint64_t next_check; /* slot */
+    uint64_t pass_end;   /* what was written when this pass began; the rest is the next one's */
     uint64_t longest_ns; /* of a write with its fsync, since the last report */
     unsigned wrong_lines;
     struct block *record;
@@ -307,12 +308,14 @@ static bool check_next(struct checker *c, uint64_t count)
     uint64_t written = c->acknowledged < c->slots ? c->acknowledged : c->slots;
     if (written == 0)
         return true;
-    if (c->next_check >= written)
+    if (c->next_check >= c->pass_end) {
         c->next_check = 0;
+        c->pass_end = written;
+    }
     if (count > CHUNK_BLOCKS)
         count = CHUNK_BLOCKS;
-    if (count > written - c->next_check)
-        count = written - c->next_check;
+    if (count > c->pass_end - c->next_check)
+        count = c->pass_end - c->next_check;
     uint64_t slot = c->next_check;
     if (!transfer(c->read_fd, c->chunk, count * BLOCK_BYTES, (1 + slot) * BLOCK_BYTES, false))
         return false;
@@ -323,7 +326,7 @@ static bool check_next(struct checker *c, uint64_t count)
             tell_wrong(c, slot, expected, c->chunk + i);
     }
     c->next_check = slot;
-    if (slot == written)
+    if (slot == c->pass_end)
         c->passes++;
     return true;
 }

@@ -124,7 +124,7 @@ class GuestMove:
 
     def _open_new_home(self) -> None:
         self._record = owner_record.read(self._files.owner_record)
-        if self._record.owner_host_uuid != self._guest.record.owner_host_uuid:
+        if self._record.owner_host_uuid != self._order.source.host_uuid:
             message = "The new home's owner record names another host."
             raise NotOwner(message, owner=self._record.owner_host_uuid, epoch=self._record.epoch)
         self._run_lock = RunLock.open(self._files.run_lock)

@@ -19,7 +19,7 @@ def migration_status(progress: Progress) -> status_pb2.MigrationStatus:
         pages_remaining=max(0, progress.pages_total - progress.pages_sent),
         rate_bytes_per_s=progress.rate_bytes_per_s,
         dirty_rate_bytes_per_s=progress.dirty_rate_bytes_per_s,
-        wire_bytes=progress.wire_bytes,
+        wire_bytes=progress.wire_bytes + sum(one.wire_bytes for one in progress.disks),
         iterations=[_iteration(one) for one in progress.iterations],
         stun_ms=progress.stun.stun_ms,
         stun_parts=_stun_parts(progress.stun),

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import grpc
+
 from proto.vim.v1 import task_pb2, vm_config_pb2
 from proto.vpxd.v1 import clusters_pb2_grpc, inventory_pb2, service_pb2, service_pb2_grpc, storage_pb2_grpc
 from runtime.faults import VimFault
@@ -13,6 +15,7 @@ from runtime.rpc.channel import network_channel
 from runtime.rpc.enrollment import join
 from runtime.rpc.faults import fault_from_proto, remote_faults
 from runtime.rpc.identity import Identity, Role
+from runtime.rpc.upload import answer_of
 from tests.framework.fake_cluster import GIB, FakeCluster
 from tests.framework.fake_vpxa import FakeVpxaHost, fake_host_info
 from vpxd.config import Config
@@ -118,7 +121,7 @@ class VpxdRig:
         """The fault with which an rpc is refused at once."""
         try:
             with remote_faults("vpxd"):
-                await call
+                await (answer_of(call) if isinstance(call, grpc.aio.StreamUnaryCall) else call)
         except VimFault as fault:
             return fault
         raise AssertionError("the call was not refused")

@@ -171,11 +171,15 @@ class GuestProcess:
 
     async def cause_of(self, failure: QmpFailure) -> GuestError:
         """What is behind a failure of the QMP connection: GuestDied if QEMU has ended, else `failure` itself."""
+        return await self.death_within(_DEATH_FOLLOWS_S if not self.qmp.is_connected else 0) or failure
+
+    async def death_within(self, limit_s: float = _DEATH_FOLLOWS_S) -> GuestDied | None:
+        """QEMU's end, if it has ended or does so in time; whatever else it has open may tell of it earlier."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DEATH_FOLLOWS_S if not self.qmp.is_connected else 0):
+            async with asyncio.timeout(limit_s):
                 await self.wait_exit()
         if self._watch.status is None:
-            return failure
+            return None
         tail = await asyncio.to_thread(_log_tail, self._qemu_log_path, 0)
         return GuestDied(self.pid, self._watch.status, tail)
 

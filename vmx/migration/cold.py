@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.faults import MigrationFault, VimFault, VMotionLinkDown, VMotionNotConfigured
-from vmx.disk.errors import DiskError
+from vmx.disk.errors import DiskError, MirrorFailed
 from vmx.migration.destination import DestinationDisk
 from vmx.migration.destination_hand_over import DestinationHandOver
 from vmx.migration.destination_hand_over import Stake as DestinationStake
 from vmx.migration.disk_copy import DiskCopies, SourceDisk, Traffic, disk_fault
-from vmx.migration.hand_over import Claim
+from vmx.migration.hand_over import Claim, require_ready
 from vmx.migration.order import MigrationOrder, Ticket
 from vmx.migration.phases import DESTINATION_MOVES, SOURCE_MOVES, DestinationPhase, SourcePhase
 from vmx.migration.session import Session
@@ -98,7 +98,7 @@ class ColdSource(Session[SourcePhase]):
             return Traffic(wire_bytes=streams.progress().disk_wire_bytes)
 
         copies = DiskCopies(self._vm.disks, streams.disks, self.board, self._vm.run_dir, None, traffic)
-        await copies.copy(self.end)
+        await copies.copy(_no_mirror)
         await streams.finish_disks(final=True)
 
     async def _give(self) -> None:
@@ -106,11 +106,8 @@ class ColdSource(Session[SourcePhase]):
         # The end of the "state": the destination has everything and says READY.
         await self._streams.control.send_device_state(b"", 0, last=True)
         received = await self._streams.control.receive(self.order.options.max_switchover_s)
-        if not isinstance(received, ControlMessage) or received.code is not ControlCode.READY:
-            reason = received.text if isinstance(received, ControlMessage) else "it sent something else"
-            message = f"The destination can't take the VM: {reason}"
-            raise MigrationFault(message, phase=self.phase.value)
         claim = self._vm.claim
+        require_ready(received, claim, self.phase.value)
         stake = SourceStake(
             claim.files, claim.record, claim.run_lock, claim.parted, resume_guest=_nothing_to_resume
         )
@@ -247,3 +244,8 @@ async def _nothing_to_resume() -> None:
 
 def _nobody_to_announce() -> None:
     """As above."""
+
+
+async def _no_mirror(error: MirrorFailed) -> None:
+    """As above: there are none."""
+    raise error

@@ -4,11 +4,11 @@
     finish   the guest is stopped: mirrors end, everything is flushed at the target
     cancel   mirrors off; the guest goes on with the disks that it has
 
-A mirror that fails ends the migration and not the guest: `on_failure` hears of it, whenever it happens.
+A mirror that fails ends the migration and not the guest: `on_failure` hears of it, until the finish.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,16 +17,20 @@ import structlog
 from runtime.faults import MigrationFault, NoDiskSpace, VimFault
 from vmx.disk.bulk import BulkCopy, BulkProgress
 from vmx.disk.contract import DiskFormat, DiskLayout, DiskSink
-from vmx.disk.errors import DiskError, DiskFull, MirrorFailed
+from vmx.disk.errors import DiskError, DiskFull, MirrorFailed, NbdClosed
 from vmx.disk.export import image_export, node_exports, open_source
 from vmx.disk.mirror import DiskMirror
 from vmx.disk.nodes import node_of_disk
-from vmx.guest.errors import QmpFailure
+from vmx.guest.errors import GuestDied, QmpFailure
+from vmx.guest.process import GuestProcess
 from vmx.guest.qmp import QmpConnection
 from vmx.migration.progress import DiskReport, ProgressBoard
 from vmx.threads import in_thread
+from vmx.trace.errors import TargetGoneError
 
 _REPORT_EVERY_S = 0.1
+
+OnMirrorFailure = Callable[[MirrorFailed], Awaitable[None]]
 
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +87,7 @@ class DiskCopies:
         self._running: BulkCopy | None = None
         self._watches: list[asyncio.Task[None]] = []
 
-    async def copy(self, on_failure: Callable[[VimFault], object]) -> None:
+    async def copy(self, on_failure: OnMirrorFailure) -> None:
         """Everything that the disks hold is at the target, and what the guest writes from now on is too.
 
         :raises DiskError: the source can't be read, or the target took no more.
@@ -100,7 +104,7 @@ class DiskCopies:
                 async with image_export(disk.extent_path, name, self._run_dir) as exports:
                     await self._copy_one(disk, name, exports)
 
-    async def _copy_under_guest(self, tools: MirrorTools, on_failure: Callable[[VimFault], object]) -> None:
+    async def _copy_under_guest(self, tools: MirrorTools, on_failure: OnMirrorFailure) -> None:
         nodes = {disk.key: await node_of_disk(tools.qmp, disk.key) for disk in self._disks}
         for disk in self._disks:
             await self._mirror(disk, nodes[disk.key], tools, on_failure)
@@ -130,17 +134,17 @@ class DiskCopies:
                 _log.error("disk_mirror_not_cancelled", reason=str(error))
 
     async def _mirror(
-        self, disk: SourceDisk, node: str, tools: MirrorTools, on_failure: Callable[[VimFault], object]
+        self, disk: SourceDisk, node: str, tools: MirrorTools, on_failure: OnMirrorFailure
     ) -> None:
         mirror = DiskMirror(tools.qmp, disk.layout, node, self._run_dir, self._sinks[disk.key])
         self._mirrors[disk.key] = mirror
         await mirror.start()
         self._watches.append(asyncio.create_task(self._watch(mirror, on_failure), name=f"mirror-{disk.key}"))
 
-    async def _watch(self, mirror: DiskMirror, on_failure: Callable[[VimFault], object]) -> None:
+    async def _watch(self, mirror: DiskMirror, on_failure: OnMirrorFailure) -> None:
         error = await mirror.wait_failed()
         _log.error("disk_mirror_failed", reason=str(error))
-        on_failure(disk_fault(error, "disk copy"))
+        await on_failure(error)
 
     async def _copy_one(self, disk: SourceDisk, node: str, exports: Path | None) -> None:
         with await in_thread(open_source, disk.layout, disk.extent_path, node, exports) as source:
@@ -192,6 +196,14 @@ class DiskCopies:
     def _end_watches(self) -> None:
         for watch in self._watches:
             watch.cancel()
+
+
+async def guest_death_behind(error: BaseException, process: GuestProcess) -> GuestDied | None:
+    """A guest that dies may be missed first by what copies its disks, whose connections it closes, or its memory."""
+    cause = error.cause if isinstance(error, MirrorFailed) else error
+    if not isinstance(cause, NbdClosed | TargetGoneError) and process.qmp.is_connected:
+        return None
+    return await process.death_within()
 
 
 def disk_fault(error: BaseException, phase: str) -> VimFault:

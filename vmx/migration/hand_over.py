@@ -11,10 +11,11 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from runtime.faults import CannotAccessFile, FileNotFound
+from runtime.faults import CannotAccessFile, FileNotFound, MigrationFault
 from runtime.ondisk.owner_record import OwnerRecord
 from runtime.ondisk.run_lock import RunLock
 from vmx.files import VmFiles
+from vmx.stream import ControlCode, ControlMessage, Received
 
 STORAGE_ERRORS = (CannotAccessFile, FileNotFound, OSError)
 
@@ -37,6 +38,21 @@ class Claim:
     record: OwnerRecord
     run_lock: RunLock
     parted: bool = False
+
+
+def require_ready(received: Received, claim: Claim, phase: str) -> None:
+    """The destination's word before the source's hand-over. In a home that both see it says which record it could give
+    up: if that isn't the source's, its giving up wouldn't make the hand-over fail, and this one mustn't begin. The
+    epochs of parted homes have nothing to do with each other.
+
+    :raises MigrationFault: it isn't READY, or not for the source's record.
+    """
+    if not isinstance(received, ControlMessage) or received.code is not ControlCode.READY:
+        reason = received.text if isinstance(received, ControlMessage) else "it sent something else"
+        raise MigrationFault(f"The destination can't take the VM: {reason}", phase=phase)
+    if not claim.parted and received.value != claim.record.epoch:
+        message = "The owner record was changed between the destination's preparation and the source's start."
+        raise MigrationFault(message, phase=phase)
 
 
 class HandOverSide(ABC, Generic[State, Event, Action]):

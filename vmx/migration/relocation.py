@@ -22,7 +22,7 @@ from vmx.disk.local_move import DiskMove, LocalMove
 from vmx.faults import guest_died
 from vmx.guest.errors import GuestDied, QmpFailure
 from vmx.guest.process import GuestProcess
-from vmx.migration.disk_copy import SourceDisk, disk_fault
+from vmx.migration.disk_copy import SourceDisk, disk_fault, guest_death_behind
 from vmx.migration.order import MigrationOrder
 from vmx.migration.phases import SOURCE_MOVES, SourcePhase
 from vmx.migration.progress import DiskReport
@@ -148,6 +148,9 @@ class Relocation(Session[SourcePhase]):
         if isinstance(error, QmpFailure) and process is not None:
             error = await process.cause_of(error)
         if isinstance(error, DiskError):
+            died = await guest_death_behind(error, process) if process is not None else None
+            if died is not None:
+                return guest_died(died.exit_status)
             return disk_fault(error, self.phase.value)
         return guest_died(error.exit_status) if isinstance(error, GuestDied) else error
 

@@ -17,7 +17,7 @@ from runtime.faults import MemoryVerificationFailed, MigrationFault, VimFault, V
 from runtime.ondisk.owner_record import OwnerRecord
 from runtime.ondisk.run_lock import RunLock
 from vmx.checkpoint.capture import CapturedState, CheckpointCapture
-from vmx.disk.errors import DiskError
+from vmx.disk.errors import DiskError, MirrorFailed
 from vmx.faults import guest_died
 from vmx.files import VmFiles
 from vmx.guest.errors import GuestDied, QmpError, QmpFailure, QmpTimeout
@@ -25,7 +25,15 @@ from vmx.guest.memory import GuestMemoryError
 from vmx.guest.pages import PageRuns, page_total, union
 from vmx.guest.process import GuestProcess
 from vmx.guest.run_control import RunControl
-from vmx.migration.disk_copy import DiskCopies, MirrorTools, SourceDisk, Traffic, disk_fault
+from vmx.migration.disk_copy import (
+    DiskCopies,
+    MirrorTools,
+    SourceDisk,
+    Traffic,
+    disk_fault,
+    guest_death_behind,
+)
+from vmx.migration.hand_over import Claim, require_ready
 from vmx.migration.order import MigrationOrder, Ticket, Verification
 from vmx.migration.phases import SOURCE_MOVES, SourcePhase
 from vmx.migration.progress import StunReport
@@ -45,6 +53,7 @@ from vmx.stream.errors import RemoteDiskFailed
 from vmx.stream.verify import compare, digest_memory
 from vmx.threads import in_thread
 from vmx.trace.contract import Tracer, TraceTarget
+from vmx.trace.errors import TargetGoneError
 from vmx.trace.tracer import choose_tracer
 
 _INTERRUPTIBLE = frozenset(
@@ -174,8 +183,13 @@ class SourceMigration(Session[SourcePhase]):
 
         self._disks = DiskCopies(guest.disks, streams.disks, self.board, guest.run_dir, tools, traffic)
         self._resources.push_async_callback(self._disks.cancel)
-        await self._disks.copy(self.end)
+        await self._disks.copy(self._on_mirror_failure)
         await streams.finish_disks()
+
+    async def _on_mirror_failure(self, error: MirrorFailed) -> None:
+        cause = await self._cause_of(error)
+        assert isinstance(cause, VimFault), "what becomes of an error of a disk"
+        self.end(cause)
 
     async def _copy(self) -> PageRuns:
         assert self._streams is not None, "made in the handshake"
@@ -244,26 +258,17 @@ class SourceMigration(Session[SourcePhase]):
     async def _expect_ready(self) -> None:
         assert self._streams is not None, "made in the handshake"
         received = await self._streams.control.receive(self.order.options.max_switchover_s)
-        if not isinstance(received, ControlMessage) or received.code is not ControlCode.READY:
-            reason = received.text if isinstance(received, ControlMessage) else "it sent something else"
-            message = f"The destination can't take the guest: {reason}"
-            raise MigrationFault(message, phase=self.phase.value)
-        if received.value != self._guest.record.epoch:
-            # It couldn't give up any more so that our hand-over fails: then this one mustn't begin.
-            message = (
-                "The owner record was changed between the destination's preparation and the source's start."
-            )
-            raise MigrationFault(message, phase=self.phase.value)
+        require_ready(received, self._claim(), self.phase.value)
+
+    def _claim(self) -> Claim:
+        guest = self._guest
+        return Claim(guest.files, guest.record, guest.run_lock, parted=self.order.moves_home)
 
     async def _give(self) -> None:
         assert self._streams is not None, "made in the handshake"
-        guest = self._guest
+        claim = self._claim()
         stake = Stake(
-            guest.files,
-            guest.record,
-            guest.run_lock,
-            parted=self.order.moves_home,
-            resume_guest=self._resume_guest,
+            claim.files, claim.record, claim.run_lock, claim.parted, resume_guest=self._resume_guest
         )
         self._hand_over = SourceHandOver(self.order, stake, self._streams.control)
         await self._hand_over.hand_over()
@@ -341,6 +346,10 @@ class SourceMigration(Session[SourcePhase]):
     async def _cause_of(self, error: BaseException) -> BaseException:
         if isinstance(error, QmpFailure):
             error = await self._guest.process.cause_of(error)
+        if isinstance(error, DiskError | RemoteDiskFailed | TargetGoneError):
+            died = await guest_death_behind(error, self._guest.process)
+            if died is not None:
+                return guest_died(died.exit_status)
         if isinstance(error, DiskError | RemoteDiskFailed):
             return disk_fault(error, self.phase.value)
         return guest_died(error.exit_status) if isinstance(error, GuestDied) else error

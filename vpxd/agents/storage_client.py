@@ -15,6 +15,7 @@ from proto.vim.v1 import vm_config_pb2
 from runtime.faults import InvalidArgument, SystemFault, TimedOut, VimFault
 from runtime.rpc.channel import ACTION_TIMEOUT_S, QUERY_TIMEOUT_S
 from runtime.rpc.faults import remote_faults
+from runtime.rpc.upload import answer_of
 from vpxd.inventory.values import DiskFormat, HostDatastore
 from vpxd.storage.deadlines import HEAD_BYTES, transfer_s
 
@@ -132,7 +133,7 @@ class StorageClient:
             call = self._stub.WriteFile(requests.all(), timeout=transfer_s(size_bytes))
             requests.cancel = call.cancel
             try:
-                answer = await call
+                answer = await answer_of(call)
             except asyncio.CancelledError:
                 if requests.failure is not None:
                     raise requests.failure from None

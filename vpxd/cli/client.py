@@ -22,6 +22,7 @@ from runtime.faults import VimFault
 from runtime.rpc.channel import network_channel
 from runtime.rpc.faults import fault_from_proto, fault_of
 from runtime.rpc.identity import Identity, Role
+from runtime.rpc.upload import answer_of
 from vpxd.cli.config import ClientConfig
 from vpxd.cli.errors import NoAnswer, NoConfiguration, NoConnection
 
@@ -75,7 +76,7 @@ class VpxdClient:
     ) -> Response:
         """The answer to an rpc that takes a stream, which must not raise. Raises as `call`."""
         with self._errors():
-            return await method(requests, timeout=timeout_s)
+            return await answer_of(method(requests, timeout=timeout_s))
 
     async def stream(
         self,

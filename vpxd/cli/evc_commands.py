@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from proto.vpxd.v1 import clusters_pb2
-from runtime.rpc.faults import fault_from_proto
 from vpxd.cli.command import command
 from vpxd.cli.errors import UsageError
 from vpxd.cli.inventory_commands import clusters
@@ -147,6 +146,8 @@ def _findings_table(fit: clusters_pb2.EvcFit) -> ColumnTable:
 
 
 def _findings(fit: clusters_pb2.EvcFit) -> Sequence[tuple[str, str]]:
+    from runtime.rpc.faults import fault_from_proto
+
     return [(str(fault_from_proto(finding.fault)), finding.remedy) for finding in fit.findings]
 
 

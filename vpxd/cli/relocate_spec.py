@@ -78,8 +78,10 @@ def word_of(words: Mapping[str, int], number: int) -> str:
 
 
 def text_of(request: service_pb2.RelocateVmRequest) -> str:
-    """The file's text, with a line end. Its VM isn't in it."""
-    return json.dumps(document_of(request), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """The file's text, with a line end, harmless for a terminal. Its VM isn't in it."""
+    text = json.dumps(document_of(request), indent=2, ensure_ascii=False, allow_nan=False)
+    # JSON itself escapes only the control characters below U+0020; what else isn't printable stands in strings too.
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text) + "\n"
 
 
 def document_of(request: service_pb2.RelocateVmRequest) -> dict[str, object]:

@@ -13,7 +13,6 @@ from tests.framework.wizard_scene import (
     rows,
     through_networks,
     through_priority,
-    to_review,
     wizard_scene,
 )
 
@@ -118,10 +117,18 @@ async def test_wizard_own_host_with_other_storage_asks_for_no_networks(scene: Wi
     async with scene.wizard("web01") as wizard:
         await wizard.answer("Migration type", "3")
         await wizard.answer("Compute resource", "esx01")
-        await wizard.answer("Compatibility", "c")
-        await wizard.answer("Compute resource", "esx02")
-        await wizard.answer("Compatibility", "b")
-        await to_review(wizard)
-        await wizard.answer("Finish?", "cancel")
-        assert await wizard.end() == 130
-    assert not scene.arrived
+        await wizard.answer("Compatibility checks succeeded.", "")
+        await wizard.answer("Place the files", "1")
+        await wizard.answer("Virtual disk format", "")
+        await wizard.answer("VM storage policy", "")
+        await wizard.answer("Datastore of", "shared")
+        await wizard.answer("c: choose again", "c")
+        for question in ("Place the files", "Virtual disk format", "VM storage policy"):
+            await wizard.answer(question, "")
+        await wizard.answer("Datastore of", "fast")
+        await wizard.answer("Compatibility", "")
+        await through_priority(wizard)
+        await finished(wizard)
+    assert "error: web01 is on esx01 already" in wizard.screen
+    assert "Select networks" not in wizard.screen
+    assert scene.arrived == [await scene.request("web01", host="esx01", datastore="fast")]

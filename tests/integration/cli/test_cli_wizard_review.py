@@ -129,11 +129,34 @@ async def test_wizard_cancel_leaves_with_130_and_nothing_started(scene: WizardSc
 
 
 async def test_wizard_ctrl_c_while_vpxd_is_asked_ends_it_too(scene: WizardScene) -> None:
-    async with scene.wizard("web01") as wizard:
-        await wizard.answer("Migration type")
+    host = scene.rig.fakes.hosts["esx01"]
+    host.hold["InspectDisk"] = asyncio.Event()
+    async with scene.wizard("cold01") as wizard:
+        await wizard.answer("Migration type", "2")
+        for question in ("Place the files", "Virtual disk format", "VM storage policy"):
+            await wizard.answer(question, "")
+        await wizard.answer("Datastore of", "fast")
+        async with asyncio.timeout(20):
+            while "InspectDisk" not in host.calls:
+                await asyncio.sleep(0.01)
         wizard.type("\x03")
         assert await wizard.end() == 130
+        host.hold["InspectDisk"].set()
     assert "Canceled: nothing was started." in wizard.screen
+    assert "Compatibility" not in wizard.screen
+    assert "Traceback" not in wizard.screen
+    assert not scene.arrived
+
+
+async def test_wizard_stays_when_vpxd_goes_away(scene: WizardScene) -> None:
+    async with scene.wizard("web01") as wizard:
+        await wizard.answer("Migration type")
+        await scene.rig.stop()
+        wizard.type("1\n")
+        await wizard.see("error: No connection to vpxd")
+        await wizard.answer("c: choose again", "b")
+        await wizard.answer("Migration type", "q")
+        assert await wizard.end() == 130
     assert not scene.arrived
 
 

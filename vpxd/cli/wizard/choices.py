@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 
-from proto.vim.v1 import host_pb2, task_pb2
+from proto.vim.v1 import fault_pb2, host_pb2, task_pb2
 from proto.vmotion.v1 import spec_pb2
 from proto.vpxd.v1 import inventory_pb2, service_pb2
 
@@ -155,14 +155,16 @@ class Choices:
             if self.networks.get(before, before) != before
         ]
 
-    def later_groups(self, step: Step) -> frozenset[int]:
-        """Groups of findings that a step after this one can still mend: they aren't shown at this one."""
-        groups: set[int] = set()
-        if step < Step.STORAGE and self.applies(Step.STORAGE):
-            groups.add(task_pb2.FINDING_GROUP_DATASTORE)
-        if step < Step.NETWORKS and self.applies(Step.NETWORKS):
-            groups.add(task_pb2.FINDING_GROUP_NETWORK)
-        return frozenset(groups)
+    def settled_later(self, step: Step, finding: task_pb2.Finding) -> bool:
+        """Whether a step after this one can still mend it: then it isn't shown at this one."""
+        storage = step < Step.STORAGE and self.applies(Step.STORAGE)
+        if finding.group == task_pb2.FINDING_GROUP_DATASTORE:
+            return storage
+        if finding.group == task_pb2.FINDING_GROUP_NETWORK:
+            return step < Step.NETWORKS and self.applies(Step.NETWORKS)
+        # On its own host there is nothing to do as long as no other storage is chosen.
+        nothing_to_do = finding.fault.type == fault_pb2.FAULT_TYPE_INVALID_ARGUMENT
+        return storage and nothing_to_do and self.host == self.vm.host_name
 
 
 def port_groups_of(vm: inventory_pb2.Vm) -> list[str]:

@@ -32,12 +32,13 @@ class StepBack(Exception):
 class Option(Generic[T]):
     """One numbered answer. `cells`: its row, the first of them its name, which may be typed instead of the number.
 
-    Options of one `heading` stand together below it.
+    Options of one `heading` stand together below it; a `note` is said in full under them.
     """
 
     value: T
     cells: tuple[str, ...]
     heading: str = ""
+    note: str = ""
 
 
 class Dialog:
@@ -141,6 +142,9 @@ class Dialog:
                 self.tell(heading)
             cells = [(*row, *([""] * (wide + 1 - len(row)))) for row in under]
             print_view(self._console, table_of(heads, cells))
+            for option in options:
+                if option.note and option.heading == heading:
+                    self.tell(f"{option.cells[0]}: {option.note}")
 
 
 def _found(answer: str, options: Sequence[Option[T]]) -> Option[T] | None:

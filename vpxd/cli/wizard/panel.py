@@ -1,17 +1,22 @@
 """The panel "Compatibility": what vpxd says to what is chosen so far."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from proto.vim.v1 import task_pb2
 from proto.vpxd.v1 import service_pb2
-from vpxd.cli.output import Column, ColumnTable, print_view, table_of
+from vpxd.cli.console_text import plain
+from vpxd.cli.output import print_view
 from vpxd.cli.vm_check import findings_view
 from vpxd.cli.wizard.choices import Choices, Step
 from vpxd.cli.wizard.world import World
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
+_Later = Callable[[task_pb2.Finding], bool]
 SUCCEEDED = "Compatibility checks succeeded."
 
 
@@ -23,12 +28,14 @@ async def show_compatibility(console: "Console", world: World, choices: Choices,
     :raises VimFault: vpxd refuses the question itself.
     """
     request = choices.request(step)
-    hosts = [_without(host, choices.later_groups(step)) for host in await world.check(request)]
+    settled_later = partial(choices.settled_later, step)
+    hosts = [_without(host, settled_later) for host in await world.check(request)]
     if choices.moves_compute and choices.cluster:
-        recommended = await world.recommend(request)
-        print_view(console, _recommended(recommended, choices.later_groups(step)))
+        print_view(console, _recommended(await world.recommend(request), settled_later))
     show_findings(console, hosts)
-    return blocked(hosts)
+    # A cluster of the VM's own host alone comes into question as soon as other storage is chosen.
+    undecided = not hosts and step < Step.STORAGE and choices.applies(Step.STORAGE)
+    return blocked(hosts) and not undecided
 
 
 def show_findings(console: "Console", hosts: Sequence[service_pb2.HostFindings]) -> None:
@@ -54,21 +61,23 @@ def blocked(hosts: Sequence[service_pb2.HostFindings]) -> bool:
     return all(any(finding.error for finding in host.findings) for host in hosts)
 
 
-def _without(host: service_pb2.HostFindings, groups: frozenset[int]) -> service_pb2.HostFindings:
-    kept = [finding for finding in host.findings if finding.group not in groups]
+def _without(host: service_pb2.HostFindings, settled_later: _Later) -> service_pb2.HostFindings:
+    kept = [finding for finding in host.findings if not settled_later(finding)]
     return service_pb2.HostFindings(host=host.host, host_name=host.host_name, findings=kept)
 
 
-def _recommended(hosts: Sequence[service_pb2.Recommendation], later: frozenset[int]) -> ColumnTable:
+def _recommended(hosts: Sequence[service_pb2.Recommendation], settled_later: _Later) -> "Table":
     """Best first, with the reasons. What only a later step's choice can mend is said to be open, not forbidden."""
-    columns = (Column("RECOMMENDED"), Column("SCORE", "right"), Column("REASONS", free_text=True))
-    rows: list[tuple[str, str, str]] = []
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("RECOMMENDED", no_wrap=True)
+    table.add_column("SCORE", no_wrap=True, justify="right")
+    table.add_column("REASONS", overflow="fold")
     for host in hosts:
         errors = [finding for finding in host.findings if finding.error]
-        is_open = bool(errors) and all(finding.group in later for finding in errors)
-        first, *others = (
-            ["open: networks or storage aren't chosen yet"] if is_open else list(host.reasons) or ["-"]
-        )
-        rows.append((host.host_name, f"{host.score:.2f}" if host.score else "-", first))
-        rows.extend(("", "", reason) for reason in others)
-    return table_of(columns, rows)
+        is_open = bool(errors) and all(settled_later(finding) for finding in errors)
+        reasons = ["open: networks or storage aren't chosen yet"] if is_open else host.reasons
+        score = f"{host.score:.2f}" if host.score else "-"
+        table.add_row(plain(host.host_name), score, "\n".join(plain(reason) for reason in reasons) or "-")
+    return table

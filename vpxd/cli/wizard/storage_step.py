@@ -145,7 +145,7 @@ async def _ask_datastore(tour: Tour, storage: _Storage, subject: _Subject, files
     rows = [(offer, offer.misfit(storage.policies.datastore_ids, misfits)) for offer in storage.offers]
     rows.sort(key=lambda row: (bool(row[1]), row[0].name))
     options = [
-        Option(offer.name, _row(offer, storage.hosts, reason), _heading(asked_for, reason))
+        Option(offer.name, _row(offer, storage.hosts), _heading(asked_for, reason), reason)
         for offer, reason in rows
     ]
     if subject.present:
@@ -156,8 +156,7 @@ async def _ask_datastore(tour: Tour, storage: _Storage, subject: _Subject, files
     current = files.datastore
     if not current and not subject.present:
         current = _datastore_of(tour.choices.vm.home)
-    reason = "REASON" if any(row[1] for row in rows) else ""
-    columns = ("DATASTORE", "FREE", "CAPACITY", "HOSTS" if storage.hosts > 1 else "", reason)
+    columns = ("DATASTORE", "FREE", "CAPACITY", "HOSTS" if storage.hosts > 1 else "")
     return await tour.dialog.choose(f"Datastore of {subject.label}", columns, options, current)
 
 
@@ -167,9 +166,9 @@ def _heading(policies: Sequence[str], reason: str) -> str:
     return f"{'Incompatible' if reason else 'Compatible'} with {', '.join(policies)}"
 
 
-def _row(offer: DatastoreOffer, hosts: int, reason: str) -> tuple[str, ...]:
+def _row(offer: DatastoreOffer, hosts: int) -> tuple[str, ...]:
     on = f"{offer.hosts} of {hosts}" if hosts > 1 else ""
-    return (offer.name, bytes_text(offer.free_bytes), bytes_text(offer.capacity_bytes), on, reason)
+    return (offer.name, bytes_text(offer.free_bytes), bytes_text(offer.capacity_bytes), on)
 
 
 def _datastore_of(path: str) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from proto.vpxd.v1 import service_pb2
 from runtime.faults import VimFault
 from vpxd.cli.client import VpxdClient
+from vpxd.cli.errors import CliError, NoAnswer, NoConnection
 from vpxd.cli.fault_text import say
 from vpxd.cli.wizard.choices import TITLES, Choices, Step
 from vpxd.cli.wizard.dialog import Dialog, StepBack
@@ -47,7 +48,7 @@ class Wizard:
     async def run(self) -> service_pb2.RelocateVmRequest:
         """The request, when "Finish" is chosen. Called again, it goes on at the last step.
 
-        :raises Interrupted: it is canceled.  :raises CliError: vpxd isn't there.
+        :raises Interrupted: it is canceled.
         """
         while True:
             self._head()
@@ -60,9 +61,9 @@ class Wizard:
                 return self.choices.request()
             self._step = next(step for step in self._steps() if step > self._step)
 
-    def refused(self, fault: VimFault) -> None:
-        """Says that vpxd didn't take the request."""
-        for line in say(fault):
+    def refused(self, error: VimFault | CliError) -> None:
+        """Says that vpxd didn't take the request, or didn't answer."""
+        for line in say(error):
             self._tour.dialog.tell(line)
 
     async def _take(self, step: Step) -> None:
@@ -73,8 +74,8 @@ class Wizard:
                 if step not in _CHECKED:
                     return
                 blocked = await show_compatibility(self._tour.console, self._tour.world, self.choices, step)
-            except VimFault as fault:  # vpxd refuses the question, or what was asked for has gone
-                self.refused(fault)
+            except (VimFault, NoConnection, NoAnswer) as error:  # it refuses the question, or isn't there
+                self.refused(error)
                 blocked = True
             if await self._tour.dialog.go_on(blocked=blocked):
                 return

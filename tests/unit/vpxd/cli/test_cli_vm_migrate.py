@@ -5,8 +5,8 @@ import pytest
 from proto.vim.v1 import vm_config_pb2
 from proto.vmotion.v1 import spec_pb2
 from vpxd.cli.errors import UsageError
-from vpxd.cli.vm_commands import ReconfigureVm, changed
 from vpxd.cli.migrate_flags import MigrateVm, Priority, options_of
+from vpxd.cli.vm_commands import ReconfigureVm, changed
 
 
 def test_options_of_defaults_are_encrypted_and_vpxds_own() -> None:

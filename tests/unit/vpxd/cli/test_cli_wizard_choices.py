@@ -1,6 +1,8 @@
 """What the wizard's choices make: steps that apply, requests, and what there is to choose from."""
 
-from proto.vim.v1 import host_pb2, task_pb2, vm_config_pb2
+from dataclasses import replace
+
+from proto.vim.v1 import fault_pb2, host_pb2, task_pb2, vm_config_pb2
 from proto.vmotion.v1 import spec_pb2
 from proto.vpxd.v1 import inventory_pb2, service_pb2
 from vpxd.cli.wizard.choices import Choices, FilesChoice, MigrationType, Step
@@ -46,14 +48,29 @@ def test_request_of_an_earlier_step_has_only_what_is_chosen_up_to_it() -> None:
     assert (compute.options.priority, compute.options.streams) == (spec_pb2.PRIORITY_DEFAULT, 4)
     storage = choices.request(Step.STORAGE)
     assert storage.spec == service_pb2.RelocateSpec(
-        cluster="Cluster", datastore="local", format=1, policy="gold"
+        cluster="Cluster", datastore="local", format=vm_config_pb2.DISK_FORMAT_THIN, policy="gold"
     )
     assert choices.request(Step.NETWORKS).spec.networks[0].network == "DMZ"
     assert choices.request(Step.PRIORITY).options.priority == spec_pb2.PRIORITY_HIGH
-    later = choices.later_groups(Step.COMPUTE)
-    assert later == {task_pb2.FINDING_GROUP_DATASTORE, task_pb2.FINDING_GROUP_NETWORK}
-    assert choices.later_groups(Step.STORAGE) == {task_pb2.FINDING_GROUP_NETWORK}
-    assert not choices.later_groups(Step.REVIEW)
+
+
+def test_findings_that_a_later_step_can_mend_are_settled_later() -> None:
+    def finding(group: task_pb2.FindingGroup.ValueType, fault: int = 0) -> task_pb2.Finding:
+        return task_pb2.Finding(group=group, fault=fault_pb2.Fault(type=fault))  # type: ignore[arg-type]
+
+    both = Choices(vm=_vm(), type=MigrationType.BOTH, host="esx02")
+    datastore, network = finding(task_pb2.FINDING_GROUP_DATASTORE), finding(task_pb2.FINDING_GROUP_NETWORK)
+    of_host = finding(task_pb2.FINDING_GROUP_HOST, fault_pb2.FAULT_TYPE_INVALID_ARGUMENT)
+    assert both.settled_later(Step.COMPUTE, datastore)
+    assert both.settled_later(Step.COMPUTE, network)
+    assert not both.settled_later(Step.COMPUTE, of_host)
+    assert replace(both, host="esx01").settled_later(Step.COMPUTE, of_host)
+    assert not replace(both, host="esx01").settled_later(Step.STORAGE, of_host)
+    assert not both.settled_later(Step.STORAGE, datastore)
+    assert both.settled_later(Step.STORAGE, network)
+    assert not both.settled_later(Step.NETWORKS, network)
+    compute = Choices(vm=_vm(), host="esx02")
+    assert not compute.settled_later(Step.COMPUTE, datastore)
 
 
 def test_request_has_nothing_of_steps_that_no_longer_apply() -> None:
