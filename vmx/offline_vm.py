@@ -44,6 +44,7 @@ class OfflineVm:
         self._on_end = on_end
         self._held = contextlib.ExitStack()
         self._running: asyncio.Task[None] | None = None
+        self._is_over = asyncio.Event()  # the session; what becomes of a hand-over in doubt may last
 
     async def prepare_destination(
         self, order: MigrationOrder, config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace
@@ -133,9 +134,9 @@ class OfflineVm:
         self._finish()
 
     async def let_go(self) -> None:
-        """This process is told to end: undo what may be undone."""
+        """This process is told to end: what is under way is undone, or finished where it can't be."""
         await self._end_session(RequestCanceled("The VM's process was told to end.", phase="stopping"))
-        if self._running is not None:
+        if self._running is not None:  # it waits for a record's next word, however long
             self._running.cancel()
             await asyncio.wait([self._running])
         self._held.close()
@@ -174,6 +175,7 @@ class OfflineVm:
 
     async def _run(self, session: ColdSession) -> None:
         fault: VimFault | None = await session.run()
+        self._is_over.set()
         if fault is None:
             return  # its completion ends the process
         if isinstance(session, ColdSource) and session.given_away:
@@ -181,9 +183,10 @@ class OfflineVm:
         self._finish()
 
     async def _end_session(self, reason: VimFault) -> None:
-        session, running = self.session, self._running
-        if session is not None and running is not None and not running.done() and session.end(reason):
-            await asyncio.wait([running])
+        """End it with `reason`, if it still may be ended; returns when it is over."""
+        if self.session is not None and self._running is not None:
+            self.session.end(reason)
+            await self._is_over.wait()
 
     def _finish(self) -> None:
         self._held.close()

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from proto.vim.v1 import vm_config_pb2
@@ -14,6 +15,7 @@ from runtime.ondisk.owner_record import OwnerRecord
 from runtime.ondisk.run_lock import RunLock
 from vmx.config import Config
 from vmx.files import VmFiles
+from vmx.guest.disk_devices import DiskDevice
 from vmx.guest.memory import GuestMemory
 from vmx.guest.new_home import hold_run_lock, move_logs
 from vmx.guest.process import GuestProcess, Launch
@@ -49,10 +51,16 @@ class RunningGuest:
 
 
 async def spawn(
-    own: Config, config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace, *, incoming: bool
+    own: Config,
+    config: vm_config_pb2.VmConfig,
+    place: service_pb2.VmPlace,
+    *,
+    incoming: MigrationOrder | None = None,
 ) -> RunningGuest:
-    """QEMU, stopped. A guest of our own takes the run lock first; a shell inherits it without the lock: QEMU holds
-    it from the moment we take it, at the hand-over.
+    """QEMU, stopped; `incoming`: a shell for the guest of that migration.
+
+    A guest of our own takes the run lock first; a shell inherits it without the lock: QEMU holds it from the moment we
+    take it, at the hand-over.
 
     :raises InvalidArgument: the configuration is another VM's. :raises NotOwner: the record doesn't name this host.
     :raises FileLocked: another process may run the guest. :raises GuestError: QEMU didn't come up.
@@ -60,17 +68,19 @@ async def spawn(
     """
     if config.uuid != own.vm_uuid:
         raise InvalidArgument("The configuration is another VM's.", argument="config.uuid")
-    spec = guest_spec(config, place, own.run_dir, own.accelerator, incoming)
+    spec = guest_spec(config, place, own.run_dir, own.accelerator, incoming is not None)
+    if incoming is not None:
+        spec = replace(spec, disks=await asyncio.to_thread(_awaited, spec.disks, incoming))
     files = files_of(config, place)
     record = await asyncio.to_thread(owner_record.read, files.owner_record)
-    here = incoming or record.owner_host_uuid == own.host_uuid
+    here = incoming is not None or record.owner_host_uuid == own.host_uuid
     if record.vm_uuid != own.vm_uuid or not here:
         message = "The owner record doesn't name this host for this VM."
         raise NotOwner(message, owner=record.owner_host_uuid, epoch=record.epoch)
     with contextlib.ExitStack() as undo:
         run_lock = RunLock.open(files.run_lock)
         undo.callback(run_lock.close)
-        if not incoming:
+        if incoming is None:
             run_lock.acquire()
         memory = await in_thread(GuestMemory.create, config.name, config.ram_bytes)
         undo.callback(memory.close)
@@ -78,6 +88,27 @@ async def spawn(
         process = await GuestProcess.spawn(spec, memory, launch)
         undo.pop_all()
     return RunningGuest(process, files, record, run_lock, time.monotonic(), disk_places(place))
+
+
+def _awaited(disks: tuple[DiskDevice, ...], order: MigrationOrder) -> tuple[DiskDevice, ...]:
+    """The disks of a guest that is on its way here. Blocking.
+
+    Of those that stay where they are, what this host may still have in its page cache from an earlier time is dropped
+    now: QEMU has to drop it at the resume, and then finds little.
+
+    :raises InvalidArgument: a disk isn't there.
+    """
+    moved = {disk.key for disk in order.disks}
+    for disk in disks:
+        if disk.key in moved:
+            continue
+        try:
+            with disk.extent_path.open("rb") as extent:
+                os.posix_fadvise(extent.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            message = f"A disk's extent can't be opened: {error.strerror}."
+            raise InvalidArgument(message, argument="place.disks") from error
+    return tuple(replace(disk, arrives=disk.key in moved) for disk in disks)
 
 
 class GuestMove:

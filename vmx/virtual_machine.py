@@ -126,7 +126,7 @@ class VirtualMachine:
         self._move(ExecutionState.RUNNING)
 
     async def _boot(self, config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace) -> None:
-        guest = await self._spawn(config, place, incoming=False)
+        guest = await self._spawn(config, place)
         control, nics = RunControl(guest.process.qmp), guest.process.spec.nics
         await control.unplug(nics)
         await control.cont()
@@ -182,7 +182,7 @@ class VirtualMachine:
     async def _make_shell(
         self, order: MigrationOrder, config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace
     ) -> tuple[DestinationMigration, Ticket]:
-        guest = await self._spawn(config, place, incoming=True)
+        guest = await self._spawn(config, place, order)
         lent = DestinationGuest(
             guest.process,
             guest.files,
@@ -394,7 +394,10 @@ class VirtualMachine:
             await asyncio.wait([running])
 
     async def _spawn(
-        self, config: vm_config_pb2.VmConfig, place: service_pb2.VmPlace, *, incoming: bool
+        self,
+        config: vm_config_pb2.VmConfig,
+        place: service_pb2.VmPlace,
+        incoming: MigrationOrder | None = None,
     ) -> RunningGuest:
         guest = await spawn(self._config, config, place, incoming=incoming)
         self._adopt_guest(guest)

@@ -61,6 +61,13 @@ class ColdSource(Session[SourcePhase]):
         self._streams: SourceStreams | None = None
         self._hand_over: SourceHandOver | None = None
 
+    def end(self, reason: VimFault) -> bool:
+        """As Session's. What waits for the network, in threads that nobody can cancel, is woken at once."""
+        is_ended = super().end(reason)
+        if is_ended and self._streams is not None:
+            self._streams.abort(str(reason))
+        return is_ended
+
     @property
     def given_away(self) -> bool:
         """As far as is known here the VM is the destination's."""

@@ -130,6 +130,13 @@ class SourceMigration(Session[SourcePhase]):
         self._hand_over: SourceHandOver | None = None
         self._disks: DiskCopies | None = None
 
+    def end(self, reason: VimFault) -> bool:
+        """As Session's. What waits for the network, in threads that nobody can cancel, is woken at once."""
+        is_ended = super().end(reason)
+        if is_ended and self._streams is not None:
+            self._streams.abort(str(reason))
+        return is_ended
+
     @property
     def guest_left(self) -> bool:
         """As far as is known here the guest is the destination's: it must not run here."""

@@ -232,3 +232,13 @@ def test_move_within_one_host_that_moves_nothing_is_refused() -> None:
     with pytest.raises(InvalidArgument) as refused:
         messages.require_one_host(messages.migration_order(spec))
     assert refused.value.argument == "moved_disks"
+
+
+def test_home_of_the_same_path_moves_where_the_datastore_of_that_name_is_another() -> None:
+    spec = good_spec()
+    spec.home_datastore_uuid = spec.destination_home_datastore_uuid = "here"
+    spec.destination_home = spec.vm_home
+    assert not messages.migration_order(spec).moves_home
+    spec.destination_home_datastore_uuid = "there"
+    spec.vm_home = spec.destination_home = "[local] web01/web01.vmx"
+    assert messages.migration_order(spec).moves_home

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from hostd.host.facts import Capability, HostFacts
-from hostd.vmotion.spec_check import check_destination, check_source
-from proto.vim.v1.vm_config_pb2 import VmConfig
+from hostd.vmotion.spec_check import check_destination, check_source, check_spec, moves_home
+from proto.vim.v1.vm_config_pb2 import DISK_FORMAT_THIN, VmConfig
 from proto.vmotion.v1.spec_pb2 import DestinationTicket, HostEndpoint, MigrationSpec
 from runtime.faults import (
     FeatureRequirementsNotMet,
@@ -144,3 +144,24 @@ def test_check_source_other_hardware_or_home_is_refused() -> None:
     for config, home in ((running, HOME), (spec.vm, DatastorePath.parse("[shared] web02/web01.vmx"))):
         with pytest.raises(InvalidArgument):
             check_source(spec, a_ticket(), source, config, home)
+
+
+def test_home_of_the_same_path_moves_where_the_datastore_of_that_name_is_another() -> None:
+    spec = a_spec()
+    assert not moves_home(spec)
+    spec.destination_home = spec.vm_home
+    spec.destination_home_datastore_uuid = spec.home_datastore_uuid
+    assert not moves_home(spec)
+    spec.destination_home_datastore_uuid = "another"
+    assert moves_home(spec)
+
+
+def test_disk_of_the_same_path_may_move_between_hosts_and_not_within_one() -> None:
+    spec = a_spec()
+    spec.vm.disks.add(key=2000, path="[local] a/a.vmdk", capacity_bytes=1 << 20, format=DISK_FORMAT_THIN)
+    spec.moved_disks.append(2000)
+    check_spec(spec)
+    spec.source.CopyFrom(spec.destination)
+    with pytest.raises(InvalidArgument) as caught:
+        check_spec(spec)
+    assert caught.value.argument == "spec.moved_disks"

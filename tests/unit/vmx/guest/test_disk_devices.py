@@ -109,3 +109,8 @@ def test_disk_device_unfit_is_refused(key: int, path: str) -> None:
 def test_guest_spec_two_disks_alike_are_refused(other: DiskDevice) -> None:
     with pytest.raises(GuestSpecError, match="disks"):
         replace(SPEC, disks=(ROOT, other))
+
+
+def test_cache_of_a_disk_that_arrives_with_the_guest_is_kept() -> None:
+    nodes = values(arguments([replace(ROOT, arrives=True), THICK], boots_from_disk=True), "-blockdev")
+    assert [node["file"].get("drop-cache", True) for node in nodes] == [False, True]
