@@ -104,12 +104,16 @@ class Supervisor:
                 return False
         return True
 
-    async def _take_state(self, machine: Machine, state: service_pb2.GetStateResponse) -> None:
-        """Keep what vmx told, note who its guest is, and tell the VM's migration."""
+    async def note_guest(self, machine: Machine, state: service_pb2.GetStateResponse) -> None:
+        """Write down who its guest is, so that it is found when its vmx is gone."""
         known = machine.guest.pid if machine.guest is not None else 0
         if state.qemu_pid and state.qemu_pid != known:
             machine.guest = identify(state.qemu_pid)
             await asyncio.to_thread(self.processes.note_guest, machine.uuid, machine.guest)
+
+    async def _take_state(self, machine: Machine, state: service_pb2.GetStateResponse) -> None:
+        """Keep what vmx told, note who its guest is, and tell the VM's migration."""
+        await self.note_guest(machine, state)
         changed = state.execution_state != machine.state.execution_state
         machine.state = state
         if changed:

@@ -1,13 +1,16 @@
 """The files of a VM that moves to other datastores: made empty at the new place, dropped there after a failure, deleted
-at the old one after a success. All functions block, and may be called again after a kill in between.
+at the old one after a success. All functions but `made` block, and may be called again after a kill in between.
 """
 
+import asyncio
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 import structlog
 
+from hostd.datastore.interruptible import interruptible
 from hostd.datastore.mount import Datastores
 from hostd.datastore.virtual_disk import VirtualDisks
 from hostd.vm import home as home_files
@@ -49,10 +52,29 @@ class MovedFiles:
             if folder_exists and self._disks.exists(path):
                 raise FileAlreadyExists(f"There is a file {path} already.", path=str(path))
 
-    def make(self, spec: spec_pb2.MigrationSpec) -> None:
+    async def made(self, spec: spec_pb2.MigrationSpec) -> None:
+        """`make` in a thread. Who is canceled here waits until nothing is left of it: zeroing a disk takes its time.
+
+        :raises VimFault: as `make`.
+        """
+        done = threading.Event()
+
+        def work(stop: threading.Event) -> None:
+            self.make(spec, stop)
+            done.set()
+
+        try:
+            await interruptible(work)
+        except asyncio.CancelledError:
+            if done.is_set():
+                await asyncio.shield(asyncio.to_thread(self.drop_destination, spec))
+            raise
+
+    def make(self, spec: spec_pb2.MigrationSpec, stop: threading.Event) -> None:
         """The new home, whose record names the source, and the empty disks. On any fault nothing is left.
 
         :raises NoDiskSpace: :raises FileAlreadyExists: :raises CannotAccessFile: And as `require_free`.
+        :raises Interrupted: `stop` was set.
         """
         config = destination_config(spec)
         with contextlib.ExitStack() as undo:
@@ -66,7 +88,7 @@ class MovedFiles:
                 if not folder.is_dir():
                     folder.mkdir(mode=0o700)
                     undo.callback(_remove_if_empty, folder)
-                self._create(spec, disk, path)
+                self._create(spec, disk, path, stop)
                 undo.callback(self._disks.delete, path, disk.format)
             undo.pop_all()
 
@@ -90,10 +112,14 @@ class MovedFiles:
             self._drop_disk(disk)
 
     def _create(
-        self, spec: spec_pb2.MigrationSpec, disk: vm_config_pb2.VirtualDisk, path: DatastorePath
+        self,
+        spec: spec_pb2.MigrationSpec,
+        disk: vm_config_pb2.VirtualDisk,
+        path: DatastorePath,
+        stop: threading.Event,
     ) -> None:
         if disk.format != vm_config_pb2.DISK_FORMAT_QCOW2:
-            self._disks.create(path, disk.capacity_bytes, disk.format)
+            self._disks.create(path, disk.capacity_bytes, disk.format, stop)
             return
         before = next(one for one in spec.vm.disks if one.key == disk.key)
         source = self._disks.inspect(DatastorePath.parse(before.path))

@@ -30,12 +30,14 @@ from proto.vim.v1 import host_pb2, vm_config_pb2
 from proto.vmotion.v1 import spec_pb2, status_pb2
 from runtime.faults import (
     GuestDied,
+    HostNotReachable,
     InvalidPowerState,
     ManagedObjectNotFound,
     MigrationFault,
     MigrationNotReady,
     NotOwner,
     PastPointOfNoReturn,
+    RequestCanceled,
     TimedOut,
     VimFault,
 )
@@ -54,6 +56,9 @@ class Relocations:
     def __init__(self, parts: HostParts) -> None:
         self._parts = parts
         self._files = MovedFiles(parts.datastores)
+        self._starting: dict[int, asyncio.Task[None]] = {}
+        self._canceled: set[int] = set()  # of those that are being started
+        self._ordered: set[int] = set()  # of those: vmx has its order, and only its answer tells what it does
 
     async def start(self, spec: spec_pb2.MigrationSpec) -> None:
         """Lock the VM and start to copy; returns when it's under way. On any fault the VM is as before.
@@ -61,7 +66,26 @@ class Relocations:
         :raises ManagedObjectNotFound: :raises InvalidArgument: the spec. :raises TaskInProgress:
         :raises InvalidPowerState: it isn't as the spec says. :raises NotOwner: the record names another host.
         :raises FileAlreadyExists: :raises NoDiskSpace: :raises InaccessibleDatastore: :raises GuestStartFailed: of vmx.
+        :raises RequestCanceled: `cancel` came meanwhile.
+        :raises TimedOut: :raises HostNotReachable: vmx didn't answer; whether it has begun is found out.
         """
+        task = asyncio.create_task(self._start(spec))
+        self._starting.setdefault(spec.migration_id, task)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if spec.migration_id not in self._canceled:
+                task.cancel()
+                await asyncio.wait([task])
+                raise
+            raise RequestCanceled("The move was canceled.", phase="prepare") from None
+        finally:
+            if self._starting.get(spec.migration_id) is task:
+                del self._starting[spec.migration_id]
+                self._canceled.discard(spec.migration_id)
+                self._ordered.discard(spec.migration_id)
+
+    async def _start(self, spec: spec_pb2.MigrationSpec) -> None:
         parts = self._parts
         machine = parts.registry.get(spec.vm.uuid)
         check_relocation(spec, parts.host, machine.config, machine.vmx_path)
@@ -77,18 +101,25 @@ class Relocations:
             await asyncio.to_thread(self._check_files, spec, machine)
             migration = await parts.journal.begin(Role.RELOCATION, spec)
             undo.push_async_callback(move_or_log, parts, migration, Stage.FAILED)
-            await asyncio.to_thread(self._files.make, spec)
+            await self._files.made(spec)
             undo.push_async_callback(asyncio.to_thread, self._files.drop_destination, spec)
-            vmx = await self._start_vmx(migration, machine, undo)
-            await parts.journal.move(migration, Stage.RUNNING)
-            self._follow(migration, machine, vmx)
+            vmx = await self._start_vmx(machine, undo)
+            await self._order(migration, machine, vmx, undo)
             undo.pop_all()
+        await move_or_log(parts, migration, Stage.RUNNING)
+        self._follow(migration, machine, vmx)
 
     async def cancel(self, migration: Migration) -> None:
         """Undo it; returns when the VM is as before. Idempotent.
 
         :raises PastPointOfNoReturn: the new files count already. :raises TimedOut: vmx doesn't come to an end.
         """
+        starting = self._starting.get(migration.id)
+        if starting is not None:
+            if migration.id not in self._ordered | self._canceled:  # a second cancel would interrupt the undoing
+                self._canceled.add(migration.id)
+                starting.cancel()
+            await asyncio.wait([starting], timeout=_CLOSE_TIMEOUT_S)
         if migration.stage in (Stage.HANDED_OVER, Stage.COMPLETED):
             raise PastPointOfNoReturn("The VM's new files count already.")
         machine = self._parts.registry.find(migration.spec.vm.uuid)
@@ -156,7 +187,17 @@ class Relocations:
             owner = record.owner_host_uuid if record is not None else ""
             raise NotOwner("The owner record doesn't name this host.", owner=owner)
 
-    async def _start_vmx(self, migration: Migration, machine: Machine, undo: AsyncExitStack) -> AttachedVmx:
+    async def _start_vmx(self, machine: Machine, undo: AsyncExitStack) -> AttachedVmx:
+        parts = self._parts
+        vmx = machine.vmx
+        if vmx is None:
+            vmx = await parts.supervisor.start(machine)
+            undo.push_async_callback(abandon, machine, vmx)
+        return vmx
+
+    async def _order(
+        self, migration: Migration, machine: Machine, vmx: AttachedVmx, undo: AsyncExitStack
+    ) -> None:
         parts, spec = self._parts, migration.spec
         here = await asyncio.to_thread(
             place_of, machine.config, machine.vmx_path, parts.datastores, parts.host
@@ -164,12 +205,16 @@ class Relocations:
         there = await asyncio.to_thread(
             place_of, destination_config(spec), destination_home(spec), parts.datastores, parts.host
         )
-        vmx = machine.vmx
-        if vmx is None:
-            vmx = await parts.supervisor.start(machine)
-            undo.push_async_callback(abandon, machine, vmx)
-        await vmx.client.start_relocation(spec, here, there)
-        return vmx
+        self._ordered.add(migration.id)
+        try:
+            await vmx.client.start_relocation(spec, here, there)
+        except (TimedOut, HostNotReachable):  # it may have begun: it's followed, and so found out
+            undo.pop_all()
+            self._follow(migration, machine, vmx)
+            raise
+        except asyncio.CancelledError:  # hostd stops: the next one finds it in the journal
+            undo.pop_all()
+            raise
 
     def _follow(self, migration: Migration, machine: Machine, vmx: AttachedVmx) -> None:
         machine.observer = self
@@ -186,6 +231,8 @@ class Relocations:
                     if response.status.phase == status_pb2.MIGRATION_PHASE_SWITCHOVER:
                         await self._commit(migration, machine, vmx)
             except ManagedObjectNotFound:
+                if migration.spec.powered_off:  # it was started for this
+                    await abandon(machine, vmx)
                 await self._end_without_vmx(migration, machine)
                 return
             except VimFault as fault:
@@ -194,8 +241,10 @@ class Relocations:
 
     async def _commit(self, migration: Migration, machine: Machine, vmx: AttachedVmx) -> None:
         """Both copies are equal: from here on the new files count. Safe to be done again."""
-        if migration.stage not in (Stage.RUNNING, Stage.HANDED_OVER):
+        if not migration.open:
             return
+        if migration.stage is Stage.BEGUN:  # vmx's answer to the order was lost
+            await self._parts.journal.move(migration, Stage.RUNNING)
         await self._parts.journal.move(migration, Stage.HANDED_OVER)
         spec = migration.spec
         await self._point_to(machine, destination_config(spec), destination_home(spec))

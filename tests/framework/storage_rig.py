@@ -64,7 +64,7 @@ class StorageRig(ClusterRig):
         config = vm_config_pb2.VmConfig(vcpus=1, ram_bytes=16 * MIB)
         config.disks.add(capacity_bytes=DISK_MIB * MIB, format=vm_config_pb2.DISK_FORMAT_THIN)
         if nic:
-            config.nics.add(network=nic, connected=False)
+            config.nics.add(network=nic, connected=True)
         await self.create(name, host, datastore, config)
         data = os.urandom(DATA_BYTES)
         with (self.folder(host, datastore, name) / f"{name}-flat.vmdk").open("r+b") as extent:
@@ -78,9 +78,7 @@ class StorageRig(ClusterRig):
 
     # -- orders -------------------------------------------------------------------------------------------------------
 
-    async def start_relocation(
-        self, vm: str, spec: Spec, options: spec_pb2.MigrationOptions = FAST
-    ) -> str:
+    async def start_relocation(self, vm: str, spec: Spec, options: spec_pb2.MigrationOptions = FAST) -> str:
         """Answers the task's id."""
         request = service_pb2.RelocateVmRequest(vm=vm, spec=spec, options=options)
         return (await self.client.call(self.client.stub.RelocateVm, request)).id

@@ -34,9 +34,7 @@ def pause_socket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def rig(
-    tmp_path_factory: pytest.TempPathFactory, pause_socket: Path
-) -> AsyncIterator[StorageRig]:
+async def rig(tmp_path_factory: pytest.TempPathFactory, pause_socket: Path) -> AsyncIterator[StorageRig]:
     """Each vmx waits once where its disk copy begins, if a test listens on the socket."""
     point = ("VPX_FAILPOINTS", f"source.disk_copy=pause:{pause_socket}")
     async with storage_rig(tmp_path_factory.mktemp("c"), point) as made:
@@ -44,19 +42,17 @@ async def rig(
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def web(rig: StorageRig) -> AsyncIterator[DiskVm]:
-    """A running VM on esx01's local datastore; gone after the test."""
+async def web(rig: StorageRig, request: pytest.FixtureRequest) -> AsyncIterator[DiskVm]:
+    """A VM on esx01's local datastore, running unless the parameter says no; gone after the test."""
     async with removed_afterwards(rig, "web01"):
-        yield await rig.make("web01", "esx01")
+        yield await rig.make("web01", "esx01", on=getattr(request, "param", True))
     assert rig.cluster.vm_processes() == []
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def off(rig: StorageRig) -> AsyncIterator[DiskVm]:
-    """The same, powered off."""
-    async with removed_afterwards(rig, "web01"):
-        yield await rig.make("web01", "esx01", on=False)
-    assert rig.cluster.vm_processes() == []
+ON_AND_OFF = pytest.mark.parametrize(
+    ("web", "on"), [(True, True), (False, False)], indirect=["web"], ids=["on", "off"]
+)
+OFF = pytest.mark.parametrize("web", [False], indirect=True, ids=["off"])
 
 
 @pytest.mark.parametrize("daemon", ["vpxd", "esx01-hostd", "esx02-hostd"])
@@ -152,26 +148,24 @@ async def test_vmx_killed_in_the_disk_copy_within_its_host_leaves_the_vm_where_i
     await rig.assert_is(web, "esx01", "shared")
 
 
-@pytest.mark.parametrize("on", [True, False], ids=["on", "off"])
+@ON_AND_OFF
 async def test_cancel_in_the_disk_copy_between_hosts_frees_the_destination(
-    rig: StorageRig, request: pytest.FixtureRequest, on: bool
+    rig: StorageRig, web: DiskVm, on: bool
 ) -> None:
-    vm: DiskVm = request.getfixturevalue("web" if on else "off")
     task = await rig.in_disk_copy("web01", TO_ESX02)
     await rig.cancel(task)
     await rig.until_nothing_runs("esx02")
     fault = failure(await rig.ended(task))
     assert isinstance(fault, faults.RequestCanceled), fault
-    await rig.assert_is(vm, "esx01", "local", on=on)
+    await rig.assert_is(web, "esx01", "local", on=on)
     await rig.relocate("web01", TO_ESX02)
-    await rig.assert_is(vm, "esx02", "local", on=on)
+    await rig.assert_is(web, "esx02", "local", on=on)
 
 
-@pytest.mark.parametrize("on", [True, False], ids=["on", "off"])
+@ON_AND_OFF
 async def test_cancel_in_the_disk_copy_within_a_host_leaves_nothing_of_it(
-    rig: StorageRig, request: pytest.FixtureRequest, on: bool, pause_socket: Path
+    rig: StorageRig, web: DiskVm, on: bool, pause_socket: Path
 ) -> None:
-    vm: DiskVm = request.getfixturevalue("web" if on else "off")
     async with FailpointPause(pause_socket) as pause:
         task = await rig.start_relocation("web01", TO_SHARED)
         await pause.reached()
@@ -179,14 +173,15 @@ async def test_cancel_in_the_disk_copy_within_a_host_leaves_nothing_of_it(
         fault = failure(await rig.ended(task))
     assert isinstance(fault, faults.RequestCanceled), fault
     await until(lambda: not rig.folder("", "shared", "web01").exists(), "the copies are gone", 5)
-    await rig.assert_is(vm, "esx01", "local", on=on)
+    await rig.assert_is(web, "esx01", "local", on=on)
     await rig.relocate("web01", TO_SHARED)
-    await rig.assert_is(vm, "esx01", "shared", on=on)
+    await rig.assert_is(web, "esx01", "shared", on=on)
 
 
+@OFF
 @pytest.mark.parametrize("daemon", ["esx01-hostd", "esx02-hostd"])
 async def test_hostd_killed_while_a_vm_that_is_off_moves_between_hosts_resumes_or_undoes_it(
-    rig: StorageRig, off: DiskVm, daemon: str
+    rig: StorageRig, web: DiskVm, daemon: str
 ) -> None:
     task = await rig.in_disk_copy("web01", TO_ESX02)
     await rig.kill(daemon)
@@ -196,15 +191,16 @@ async def test_hostd_killed_while_a_vm_that_is_off_moves_between_hosts_resumes_o
     for host in rig.layout.host_names:
         await rig.until_nothing_runs(host)
     here, there = ("esx02", "esx01") if moved else ("esx01", "esx02")
-    await rig.assert_is(off, here, "local", on=False)
+    await rig.assert_is(web, here, "local", on=False)
     await rig.relocate("web01", Spec(host=there, datastore="local"))
-    await rig.assert_is(off, there, "local", on=False)
+    await rig.assert_is(web, there, "local", on=False)
     await rig.power_on("web01")
-    await rig.assert_is(off, there, "local")
+    await rig.assert_is(web, there, "local")
 
 
+@OFF
 async def test_hostd_killed_while_a_vm_that_is_off_moves_within_its_host_resumes_or_undoes_it(
-    rig: StorageRig, off: DiskVm, pause_socket: Path
+    rig: StorageRig, web: DiskVm, pause_socket: Path
 ) -> None:
     async with FailpointPause(pause_socket) as pause:
         task = await rig.start_relocation("web01", TO_SHARED)
@@ -215,7 +211,7 @@ async def test_hostd_killed_while_a_vm_that_is_off_moves_within_its_host_resumes
         info = await rig.ended(task)
     moved = info.state == task_pb2.TASK_STATE_SUCCESS
     await rig.until_nothing_runs("esx01")
-    await rig.assert_is(off, "esx01", "shared" if moved else "local", on=False)
+    await rig.assert_is(web, "esx01", "shared" if moved else "local", on=False)
     await rig.relocate("web01", Spec(datastore="local" if moved else "shared"))
     await rig.power_on("web01")
-    await rig.assert_is(off, "esx01", "local" if moved else "shared")
+    await rig.assert_is(web, "esx01", "local" if moved else "shared")

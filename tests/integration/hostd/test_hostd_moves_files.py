@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hostd.host.process import identify
 from proto.host.v1 import operations_pb2
 from proto.vim.v1 import host_pb2, vm_config_pb2
 from proto.vmotion.v1 import spec_pb2, status_pb2
@@ -230,6 +231,7 @@ async def test_destination_that_died_before_commit_gives_the_guest_back_by_settl
         while (await second.migration("QueryMigration", spec)).open:
             await asyncio.sleep(0.05)
     assert list(second.local.iterdir()) == [second.local / ".datastore.json"]
+    assert not any(identify(pid) for pid in second.pids()), "its masked guest ends with the migration"
     assert (await first.vms())["moved"].execution_state != host_pb2.EXECUTION_STATE_RUNNING
     request = operations_pb2.SettleMigrationRequest(migration_id=spec.migration_id, destination_has_vm=False)
     await first.hostd.SettleMigration(request, timeout=30)
