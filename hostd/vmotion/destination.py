@@ -138,13 +138,13 @@ class DestinationMigrations:
                 preparing.cancel()
             await asyncio.wait([preparing], timeout=_CLOSE_TIMEOUT_S)
         machine = self._machines.get(migration.id)
-        if not migration.open or machine is None:
+        if not migration.open:
             if migration.stage is not Stage.FAILED:
                 raise PastPointOfNoReturn("The migration has been completed.")
             return
         if migration.stage is Stage.HANDED_OVER:
             raise PastPointOfNoReturn("The VM runs on this host already.")
-        if machine.vmx is not None:
+        if machine is not None and machine.vmx is not None:
             await self._cancel_vmx(migration, machine, machine.vmx)
         if not await migration.closed(_CLOSE_TIMEOUT_S):
             message = f"The masked VM didn't end within {_CLOSE_TIMEOUT_S:.0f} s."
@@ -220,8 +220,11 @@ class DestinationMigrations:
         migration = self._migration_of(machine)
         if migration is None or not machine.masked:
             return
-        owner = await find_owner_for_certain(self._parts, machine.vmx_path)
         seen_running = migration.stage is Stage.HANDED_OVER
+        # A home of its own that isn't there was not made yet, or is deleted already: hostd ended in between.
+        gone = moves_home(migration.spec) and not seen_running
+        missing = Owner.ELSEWHERE if gone else Owner.UNKNOWN
+        owner = await find_owner_for_certain(self._parts, machine.vmx_path, missing)
         alive = guest is not None and guest.alive
         # Files that the record names as ours have arrived whole: it is swapped only when they have.
         arrived = seen_running or migration.spec.powered_off

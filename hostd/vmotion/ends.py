@@ -66,23 +66,25 @@ async def read_owner(parts: HostParts, vmx_path: DatastorePath) -> OwnerRecord |
     return await asyncio.to_thread(lambda: home_files.read_owner(home_of(parts, vmx_path)))
 
 
-async def find_owner(parts: HostParts, vmx_path: DatastorePath) -> Owner:
-    """Whom the record names."""
+async def find_owner(parts: HostParts, vmx_path: DatastorePath, missing: Owner = Owner.UNKNOWN) -> Owner:
+    """Whom the record names. `missing`: what it means where the datastore can be read and has none."""
     try:
         record = await read_owner(parts, vmx_path)
     except VimFault as fault:
         _log.warning("owner_record_unreadable", home=str(vmx_path), reason=str(fault))
         return Owner.UNKNOWN
     if record is None:
-        _log.warning("owner_record_missing", home=str(vmx_path))
-        return Owner.UNKNOWN
+        _log.warning("owner_record_missing", home=str(vmx_path), taken_for=missing.value)
+        return missing
     return Owner.HERE if record.owner_host_uuid == parts.host.uuid else Owner.ELSEWHERE
 
 
-async def find_owner_for_certain(parts: HostParts, vmx_path: DatastorePath) -> Owner:
-    """Whom the record names, however long it takes to read it: HERE or ELSEWHERE."""
+async def find_owner_for_certain(
+    parts: HostParts, vmx_path: DatastorePath, missing: Owner = Owner.UNKNOWN
+) -> Owner:
+    """Whom the record names, however long it takes to read it: HERE or ELSEWHERE. `missing` as `find_owner`."""
     while True:
-        owner = await find_owner(parts, vmx_path)
+        owner = await find_owner(parts, vmx_path, missing)
         if owner is not Owner.UNKNOWN:
             return owner
         await asyncio.sleep(_OWNER_RETRY_S)

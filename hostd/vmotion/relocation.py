@@ -116,7 +116,9 @@ class Relocations:
         """
         starting = self._starting.get(migration.id)
         if starting is not None:
-            if migration.id not in self._ordered | self._canceled:  # a second cancel would interrupt the undoing
+            if (
+                migration.id not in self._ordered | self._canceled
+            ):  # a second cancel would interrupt the undoing
                 self._canceled.add(migration.id)
                 starting.cancel()
             await asyncio.wait([starting], timeout=_CLOSE_TIMEOUT_S)

@@ -146,6 +146,8 @@ class SourceMigrations:
                 message = "The owner record doesn't name the destination: the source isn't let go."
                 raise MigrationNotReady(message, reason="owner record")
             await self._end_source(migration, machine)
+            if moves_home(migration.spec) and not migration.destination_has_vm:
+                await parts.journal.note_destination_has_vm(migration)  # the record goes with the files
             await asyncio.to_thread(self._files.drop_source, migration.spec)
             await parts.registry.remove(machine)
         await parts.journal.move(migration, Stage.COMPLETED)
@@ -226,7 +228,9 @@ class SourceMigrations:
         migration = self._migration_of(machine)
         if migration is None:
             return
-        owner = await find_owner_for_certain(self._parts, machine.vmx_path)
+        # Its files are deleted only after the destination's word: a completion that hostd's end has interrupted.
+        missing = Owner.ELSEWHERE if migration.destination_has_vm else Owner.UNKNOWN
+        owner = await find_owner_for_certain(self._parts, machine.vmx_path, missing)
         alive = guest is not None and guest.alive
         resolution = resolve(Role.SOURCE, owner, seen_running=False, guest_alive=alive)
         _log.info("migration_resolved", migration_id=migration.id, role="source", by=resolution.value)

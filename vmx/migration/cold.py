@@ -16,7 +16,7 @@ from vmx.disk.errors import DiskError, MirrorFailed
 from vmx.migration.destination import DestinationDisk
 from vmx.migration.destination_hand_over import DestinationHandOver
 from vmx.migration.destination_hand_over import Stake as DestinationStake
-from vmx.migration.disk_copy import DiskCopies, SourceDisk, Traffic, disk_fault
+from vmx.migration.disk_copy import DiskCopies, SourceDisk, Traffic, disk_fault, told_by_destination
 from vmx.migration.hand_over import Claim, require_ready
 from vmx.migration.order import MigrationOrder, Ticket
 from vmx.migration.phases import DESTINATION_MOVES, SOURCE_MOVES, DestinationPhase, SourcePhase
@@ -138,6 +138,8 @@ class ColdSource(Session[SourcePhase]):
         raise MigrationFault(message, phase=self.phase.value) from self._hand_over.failure
 
     async def _cause_of(self, error: BaseException) -> BaseException:
+        if self._streams is not None and self._end_reason is None:
+            error = await told_by_destination(self._streams, error)
         if isinstance(error, DiskError | RemoteDiskFailed):
             return disk_fault(error, self.phase.value)
         return error

@@ -25,10 +25,22 @@ from vmx.guest.errors import GuestDied, QmpFailure
 from vmx.guest.process import GuestProcess
 from vmx.guest.qmp import QmpConnection
 from vmx.migration.progress import DiskReport, ProgressBoard
+from vmx.stream import (
+    ControlCode,
+    ControlMessage,
+    DiskFaultCode,
+    RemoteDiskFailed,
+    SourceStreams,
+    StreamError,
+)
+from vmx.stream.errors import ConnectionLost
+from vmx.stream.frames import decode_failed_value
 from vmx.threads import in_thread
 from vmx.trace.errors import TargetGoneError
 
 _REPORT_EVERY_S = 0.1
+# It is said before the connection is ended, on another one.
+_DESTINATIONS_WORD_S = 0.5
 
 OnMirrorFailure = Callable[[MirrorFailed], Awaitable[None]]
 
@@ -206,12 +218,32 @@ async def guest_death_behind(error: BaseException, process: GuestProcess) -> Gue
     return await process.death_within()
 
 
+async def told_by_destination(streams: SourceStreams, error: BaseException) -> BaseException:
+    """What is behind a disk's error: where the destination's disk failed it ends the connection, and its own word, with
+    the reason, comes on the control channel."""
+    if isinstance(streams.failure, RemoteDiskFailed):
+        return streams.failure
+    if not isinstance(error, DiskError | ConnectionLost):
+        return error
+    try:
+        received = await streams.control.receive(_DESTINATIONS_WORD_S)
+    except StreamError:
+        return error
+    if isinstance(received, ControlMessage) and received.code is ControlCode.FAILED:
+        disk = decode_failed_value(received.value)
+        if disk is not None:
+            return RemoteDiskFailed(*disk, received.text)
+    return error
+
+
 def disk_fault(error: BaseException, phase: str) -> VimFault:
     """What failed in moving a disk's data, as a fault."""
     fault: VimFault
     if isinstance(error, MirrorFailed) and error.cause is not None:
         error = error.cause
-    if isinstance(error, DiskFull):
+    if isinstance(error, RemoteDiskFailed) and error.code is DiskFaultCode.NO_SPACE:
+        fault = NoDiskSpace(f"The datastore that the disk moves to is full: {error}.")
+    elif isinstance(error, DiskFull):
         message = f"The datastore that the disk moves to is full: {error}."
         fault = NoDiskSpace(message, requested_bytes=error.needed_bytes)
     else:

@@ -32,6 +32,7 @@ from vmx.migration.disk_copy import (
     Traffic,
     disk_fault,
     guest_death_behind,
+    told_by_destination,
 )
 from vmx.migration.hand_over import Claim, require_ready
 from vmx.migration.order import MigrationOrder, Ticket, Verification
@@ -357,6 +358,8 @@ class SourceMigration(Session[SourcePhase]):
             died = await guest_death_behind(error, self._guest.process)
             if died is not None:
                 return guest_died(died.exit_status)
+        if self.order.disks and self._streams is not None and self._end_reason is None:
+            error = await told_by_destination(self._streams, error)
         if isinstance(error, DiskError | RemoteDiskFailed):
             return disk_fault(error, self.phase.value)
         return guest_died(error.exit_status) if isinstance(error, GuestDied) else error

@@ -2,8 +2,8 @@
 
 a host named       that one
 a cluster named    its hosts; the VM's own one only where its storage changes: then it stays there if it can
-neither            storage changes: its own host if that can, else the others of its cluster; nothing else changes:
-                   the others of its cluster
+neither            storage changes: its own host, which is what unset means; nothing else changes: the others of its
+                   cluster
 """
 
 from dataclasses import dataclass
@@ -44,6 +44,8 @@ def candidates(inventory: Inventory, question: Question, *, everywhere: bool = F
     if spec.host:
         return [find(Kind.HOST, spec.host, inventory.hosts, "host")]
     present = inventory.hosts.get(own)
+    if not spec.cluster and not everywhere and present is not None and spec.changes_storage:
+        return [present]
     if spec.cluster:
         cluster = find(Kind.CLUSTER, spec.cluster, inventory.clusters, "cluster").id
     else:
@@ -86,8 +88,11 @@ def choose_destination(inventory: Inventory, facts: Facts, question: Question) -
 
     :raises NoCompatibleHost: none can take it; says why, host by host.
     """
-    if question.spec.host:
+    spec = question.spec
+    if spec.host:
         return candidates(inventory, question)[0], "named by the user"
+    if spec.changes_storage and not spec.cluster and question.vm.host in inventory.hosts:
+        return candidates(inventory, question)[0], "it stays on its host"
     found = recommend(inventory, facts, question)
     if not found or found[0].score is None:
         reasons = [f"{entry.host.name}: {'; '.join(entry.reasons)}" for entry in found]
