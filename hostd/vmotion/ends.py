@@ -12,7 +12,7 @@ from hostd.owned_tasks import OwnedTasks
 from hostd.vm import home as home_files
 from hostd.vm.config_lock import ConfigLocks, Holder
 from hostd.vm.home import Home
-from hostd.vm.machine import AttachedVmx, Machine
+from hostd.vm.machine import AttachedVmx, Machine, MachineObserver
 from hostd.vm.registry import VmRegistry
 from hostd.vm.supervisor import Supervisor
 from hostd.vmotion.admission import Admission
@@ -128,6 +128,13 @@ async def relay_status(
         except VimFault as fault:
             _log.info("migration_status_broken", migration_id=migration.id, reason=str(fault))
         await vmx.process.wait(timeout_s=_STATUS_RETRY_S)
+
+
+def tell_if_gone(parts: HostParts, observer: MachineObserver, machine: Machine, vmx: AttachedVmx) -> None:
+    """A vmx that died before anybody followed its migration has told nobody of its end: tell `observer` now."""
+    if machine.vmx is not vmx:
+        told = observer.vmx_ended(machine, machine.unmanaged)
+        parts.tasks.start(told, f"end of the vmx of {machine.name}")
 
 
 async def close_failed(parts: HostParts, migration: Migration, operation: str, fault: VimFault) -> None:

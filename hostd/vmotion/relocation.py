@@ -21,7 +21,7 @@ from hostd.vm import home as home_files
 from hostd.vm.config_lock import RELOCATING
 from hostd.vm.machine import AttachedVmx, Machine
 from hostd.vm.power import abandon, end_or_kill, place_of
-from hostd.vmotion.ends import HostParts, close_failed, holder_of, home_of, move_or_log
+from hostd.vmotion.ends import HostParts, close_failed, holder_of, home_of, move_or_log, tell_if_gone
 from hostd.vmotion.journal import LAST_PHASES, Migration, Role, Stage
 from hostd.vmotion.moved_files import MovedFiles
 from hostd.vmotion.spec_check import check_relocation, destination_config, destination_home, moves_home
@@ -221,6 +221,7 @@ class Relocations:
     def _follow(self, migration: Migration, machine: Machine, vmx: AttachedVmx) -> None:
         machine.observer = self
         self._parts.tasks.start(self._relay(migration, machine, vmx), f"status of migration {migration.id}")
+        tell_if_gone(self._parts, self, machine, vmx)
 
     async def _relay(self, migration: Migration, machine: Machine, vmx: AttachedVmx) -> None:
         while vmx.process.alive and migration.open:

@@ -29,6 +29,7 @@ from hostd.vmotion.ends import (
     home_of,
     move_or_log,
     relay_status,
+    tell_if_gone,
 )
 from hostd.vmotion.journal import Migration, Role, Stage
 from hostd.vmotion.moved_files import MovedFiles
@@ -258,6 +259,7 @@ class SourceMigrations:
         machine.observer = self
         relay = relay_status(migration, machine, vmx, self._on_last_status)
         self._parts.tasks.start(relay, f"status of migration {migration.id}")
+        tell_if_gone(self._parts, self, machine, vmx)
 
     async def _on_last_status(
         self, migration: Migration, machine: Machine, last: operations_pb2.WatchMigrationResponse
