@@ -44,7 +44,8 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 
 # ---- the source
 
-SOURCE_PHASES = [phase for phase in SourcePhase if not phase.is_end]
+# A migration without disks never is in DISK_COPY: test_disk_migration_source_phases.py has its failures.
+SOURCE_PHASES = [phase for phase in SourcePhase if not phase.is_end and phase is not SourcePhase.DISK_COPY]
 BEFORE_HAND_OVER = {S.HANDSHAKE, S.PRE_COPY, S.STUN, S.LAST_PAGES, S.CHECKPOINT}
 
 
